@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine's parameters: one frozen model, nested as the machine nests.
+
+Everything that the hardware, the compiler and the benches share about a machine's shape is stated
+here once. Sizes that follow from others are properties; nothing derived is ever stored.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from emu.errors import UserError
+
+WORD_BYTES = 16
+"""Bytes of a word: of a scratchpad word, a flit's payload and an HBM beat."""
+SEGMENT_WORDS = 16
+"""Words of an HBM segment: the unit of interleaving over channels and the largest read request."""
+TILE_WORDS = 16
+"""Words of a 16x16 int8 weight tile."""
+BLOCK_TILES = 16
+"""Weight tiles of a full parameter block."""
+BLOCK_WORDS = TILE_WORDS * BLOCK_TILES
+"""Words of a full parameter block, of its frame, and of a storage page (4 KiB)."""
+SEMAPHORES = 32
+"""Counting semaphores of a tile, 16 bits each."""
+LAYERS = 64
+"""Layer descriptors of a tile's parameter store."""
+BLOCKS = 4096
+"""Local block numbers of a tile."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Mesh(Section):
+    rows: int = Field(4, ge=1, le=16, description="tiles from north to south")
+    cols: int = Field(4, ge=1, le=16, description="tiles from west to east")
+    buffer_depth: int = Field(4, ge=2, le=64, description="flits buffered per router input")
+    arbiter: Literal["round_robin", "age"] = "round_robin"
+    multicast: bool = Field(True, description="false: the compiler replaces multicast by unicast")
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.cols
+
+
+class Core(Section):
+    lanes: Literal[16] = 16
+    cells: Literal[16] = 16
+    accumulator_rows: int = Field(256, description="pixels per accumulator half")
+    requantise_lanes: Literal[8, 16] = 8
+    queue_depth: int = Field(4, ge=1, le=16, description="commands waiting per engine")
+    packed_cells: bool = Field(
+        True, description="three MAC cells in one 64-bit multiply: a faster twin, same bits"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Core":
+        rows = self.accumulator_rows
+        if rows < 16 or rows > 1024 or rows & (rows - 1):
+            raise ValueError(f"core.accumulator_rows must be a power of two, 16 to 1024, not {rows}")
+        return self
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one core in one cycle."""
+        return self.lanes * self.cells
+
+
+class Scratchpad(Section):
+    kib: int = Field(256, description="KiB of local SRAM per tile")
+    banks: int = Field(8, description="single-port banks interleaved by word")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Scratchpad":
+        if self.kib < 16 or self.kib > 1024 or self.kib & (self.kib - 1):
+            raise ValueError(f"scratchpad.kib must be a power of two, 16 to 1024, not {self.kib}")
+        if self.banks not in (2, 4, 8, 16):
+            raise ValueError(f"scratchpad.banks must be 2, 4, 8 or 16, not {self.banks}")
+        return self
+
+    @property
+    def words(self) -> int:
+        return self.kib * 1024 // WORD_BYTES
+
+
+class Hbm(Section):
+    channels: int = Field(8, ge=1, le=32, description="pseudo-channels, a power of two")
+    mib: int = Field(32, description="modelled MiB per pseudo-channel, a power of two")
+    timing: Literal["hbm2_a", "hbm2_b"] = "hbm2_a"
+    address_map: str = Field("M2X", description="M1, M2, M2X or 29 letters of R G B C O")
+    refresh: Literal["none", "all_bank", "per_bank"] = "per_bank"
+    scheduler: Literal["in_order", "fr_fcfs", "fr_fcfs_cap"] = "fr_fcfs"
+    row_hit_cap: int = Field(16, ge=1, le=255)
+    page_policy: Literal["open", "closed", "timeout"] = "open"
+    page_timeout: int = Field(200, ge=1, le=4095)
+    read_queue: int = Field(64, description="32-byte column reads queued per channel")
+    write_queue: int = Field(64, description="32-byte column writes queued per channel")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Hbm":
+        for name in ("channels", "mib", "read_queue", "write_queue"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"hbm.{name} must be a power of two, not {value}")
+        if self.mib > 512:
+            raise ValueError(f"hbm.mib must be at most 512, not {self.mib}")
+        for name in ("read_queue", "write_queue"):
+            if not 8 <= getattr(self, name) <= 256:
+                raise ValueError(f"hbm.{name} must be 8 to 256, not {getattr(self, name)}")
+        if self.address_map not in ("M1", "M2", "M2X"):
+            want = {"R": 15, "G": 2, "B": 2, "C": 5, "O": 5}
+            have = {letter: self.address_map.count(letter) for letter in set(self.address_map)}
+            if have != want:
+                raise ValueError(
+                    "hbm.address_map must be M1, M2, M2X or 29 letters (R x 15, G x 2, B x 2, "
+                    f"C x 5, O x 5), not {self.address_map!r}"
+                )
+            if not self.address_map.endswith("OOOOO"):
+                raise ValueError("hbm.address_map must end in OOOOO: a burst is 32 bytes")
+        return self
+
+    @property
+    def words(self) -> int:
+        """Words of one pseudo-channel."""
+        return self.mib * 1024 * 1024 // WORD_BYTES
+
+
+class Prefetch(Section):
+    policy: Literal["demand", "double_buffer", "run_ahead", "next_layer", "oracle"] = "next_layer"
+    threshold: int = Field(0, ge=0, le=255, description="access frequency that the child must exceed")
+    depth: int = Field(4, ge=1, le=63, description="blocks that run_ahead keeps ahead")
+    outstanding: int = Field(256, ge=16, le=1024, description="words a tile may have requested")
+
+
+class Storage(Section):
+    enabled: bool = Field(False, description="a storage edge port on the west side of row 0")
+
+
+class Clock(Section):
+    mhz: int = Field(1000, ge=1, le=10000, description="nominal, for reports only")
+
+
+class Config(Section):
+    """A whole machine."""
+
+    name: str = "base"
+    mesh: Mesh = Mesh()
+    core: Core = Core()
+    scratchpad: Scratchpad = Scratchpad()
+    hbm: Hbm = Hbm()
+    prefetch: Prefetch = Prefetch()
+    storage: Storage = Storage()
+    clock: Clock = Clock()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.hbm.channels > 2 * self.mesh.cols:
+            raise ValueError(
+                f"hbm.channels must be at most twice mesh.cols (one per north and south edge "
+                f"port: {2 * self.mesh.cols}), not {self.hbm.channels}"
+            )
+        return self
+
+    @property
+    def hbm_words(self) -> int:
+        """Words of all pseudo-channels: the global HBM address space."""
+        return self.hbm.channels * self.hbm.words
+
+    @property
+    def channel_ports(self) -> tuple[tuple[int, int, str], ...]:
+        """``(x, y, edge)`` of every pseudo-channel; ``edge`` is ``"N"`` or ``"S"``.
+
+        Even channels sit on the north edge and odd ones on the south edge, spread evenly.
+        """
+        north = (self.hbm.channels + 1) // 2
+        south = self.hbm.channels // 2
+        ports = []
+        for channel in range(self.hbm.channels):
+            edge, count = ("N", north) if channel % 2 == 0 else ("S", south)
+            x = (channel // 2) * self.mesh.cols // count
+            ports.append((x, 0 if edge == "N" else self.mesh.rows - 1, edge))
+        return tuple(ports)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "small": {"mesh": {"rows": 2, "cols": 2}, "hbm": {"channels": 2, "mib": 8}},
+    "wafer": {"mesh": {"rows": 8, "cols": 8}, "hbm": {"channels": 16}},
+}
+"""Named machines, as differences from the defaults."""
+
+
+def channel_of(config: Config, address: int) -> tuple[int, int]:
+    """Pseudo-channel and word within it of global HBM word ``address``.
+
+    Segments of 16 words are interleaved over the channels; the channel is the XOR of all
+    log2(channels)-bit digits of the segment number, so that strided streams spread too.
+    """
+    bits = config.hbm.channels.bit_length() - 1
+    segment, offset = divmod(address, SEGMENT_WORDS)
+    local = segment >> bits
+    channel, rest = segment, local
+    while bits and rest:
+        channel ^= rest
+        rest >>= bits
+    return channel & (config.hbm.channels - 1), local * SEGMENT_WORDS + offset
+
+
+def _problem(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    text = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        text = "no such setting"
+    return UserError(f"{where}: {name + ': ' if name else ''}{text}")
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def load_config(chip: str = "base", settings: Iterable[str] = ()) -> Config:
+    """The machine named ``chip`` (a preset or a TOML file) with ``settings`` (``a.b=value``).
+
+    Raises
+    ------
+    UserError
+        If the preset or file does not exist, a key is unknown or the machine is impossible.
+    """
+    if chip in PRESETS:
+        tree = _merge({"name": chip}, PRESETS[chip])
+    else:
+        path = Path(chip)
+        if not path.is_file():
+            known = ", ".join(sorted(PRESETS))
+            raise UserError(f"chip {chip!r}: not a preset ({known}) and not a TOML file")
+        try:
+            tree = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{chip}: not valid TOML: {error}") from None
+        base = tree.pop("base", "base")
+        if base not in PRESETS:
+            raise UserError(f"{chip}: base = {base!r} is not a preset")
+        tree = _merge(_merge({"name": path.stem}, PRESETS[base]), tree)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {setting}: write it as section.name=value")
+        change: Any = _parse(text)
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        tree = _merge(tree, change)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise _problem(error, chip) from None

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command set: field tables from which the hardware builds its layouts and the compiler its words.
+
+A command is 128 bytes (eight words, 1024 bits), little endian, one stream per tile. The first fields
+of every command are the same (`HEADER`); the rest depends on the opcode. Twice the 64 bytes that a
+first sketch allowed, because a fused convolution with residual and table does not fit in 512 bits
+without limiting shapes; commands are under 1% of the bytes of any built-in layer.
+
+Every field is unsigned unless its width is negative: then it is two's complement of ``-width`` bits.
+"""
+
+from enum import IntEnum
+
+from emu.errors import UserError
+
+COMMAND_WORDS = 8
+COMMAND_BYTES = 16 * COMMAND_WORDS
+COMMAND_BITS = 8 * COMMAND_BYTES
+WAITS = 3
+SIGNALS = 2
+
+Fields = tuple[tuple[str, int], ...]
+
+
+class Opcode(IntEnum):
+    END = 0
+    """Wait until every queue is empty and every store acknowledged, then raise ``done``."""
+    COMPUTE = 1
+    VECTOR = 2
+    LOAD = 3
+    """HBM to scratchpads."""
+    STORE = 4
+    """Scratchpad to HBM or to other tiles' scratchpads."""
+    SYNC = 5
+    """Waits and signals only, in the queue named by ``queue``."""
+    LAYER = 6
+    """Write a layer descriptor of the parameter store (acts at dispatch)."""
+    FRAMES = 7
+    """Place the parameter store's frames in the scratchpad and forget all blocks (at dispatch)."""
+    PIN = 8
+    """Blocks of a layer stay resident from their next arrival on (at dispatch)."""
+    UNPIN = 9
+    """Blocks of a layer become replaceable again (at dispatch)."""
+    SET = 10
+    """Index register = immediate (at dispatch)."""
+    ADD = 11
+    """Index register += immediate, modulo 2**28 (at dispatch)."""
+
+
+class Queue(IntEnum):
+    COMPUTE = 0
+    VECTOR = 1
+    LOAD = 2
+    STORE = 3
+
+
+QUEUE_OF = {
+    Opcode.COMPUTE: Queue.COMPUTE,
+    Opcode.VECTOR: Queue.VECTOR,
+    Opcode.LOAD: Queue.LOAD,
+    Opcode.STORE: Queue.STORE,
+}
+
+RECT: Fields = (("x0", 4), ("x1", 4), ("y0", 4), ("y1", 4), ("xs", 2), ("ys", 2))
+"""Tiles x0, x0 + 2**xs, ... <= x1 by y0, y0 + 2**ys, ... <= y1: one multicast destination."""
+RECT_BITS = sum(width for _, width in RECT)
+
+HEADER: Fields = (
+    ("opcode", 4),
+    # Block until semaphore >= count, then subtract count; count 0 = no wait.
+    *((f"wait{i}_{name}", width) for i in range(WAITS) for name, width in (("sem", 5), ("count", 16))),
+    # When the command is complete: +1 on the semaphore in every tile of the rectangle.
+    *(
+        (f"signal{i}_{name}", width)
+        for i in range(SIGNALS)
+        for name, width in (("valid", 1), ("sem", 5), ("rect", RECT_BITS))
+    ),
+    # An index register added to the command's HBM address (LOAD, STORE) or window base (COMPUTE).
+    ("index_valid", 1),
+    ("index", 3),
+)
+
+
+class WeightMode(IntEnum):
+    """How a 16-word weight tile enters the shadow registers."""
+
+    ROW = 0
+    """Word j holds the 16 input lanes of cell j."""
+    COLUMN = 1
+    """Word i holds lane i of all 16 cells."""
+    DIAGONAL = 2
+    """One word: byte j goes to lane j of cell j, every other weight is the zero point (depthwise)."""
+    INT4 = 3
+    """Eight words: word j holds cells 2j (low nibbles' 8 bytes) and 2j+1, signed 4-bit."""
+
+
+COMPUTE: Fields = (
+    # Activations: word(g, y, x) = base + g*plane + y*row + x*step; a pixel outside
+    # 0 <= y < height, 0 <= x < width injects 0 after the zero point.
+    ("base", 16), ("plane", 16), ("row", 16), ("step", 16),
+    ("height", 14), ("width", 14),
+    ("y0", -15), ("x0", -15),        # input coordinate of tap (0, 0) for output (row 0, column 0)
+    ("sy", 6), ("sx", 6),            # stride
+    ("dy", 6), ("dx", 6),            # dilation
+    ("kh", 6), ("kw", 6),            # kernel taps, >= 1
+    ("in_groups", 12),               # 16-channel input groups per output group, >= 1
+    ("out_width", 14),               # output pixels wrap to the next row after this column
+    ("first_x", 14),                 # output column of the first pixel (its row is row 0)
+    ("pixels", 12),                  # 1 <= pixels <= core.accumulator_rows
+    # Weights, in the order: output group, input group, ky, kx.
+    ("w_resident", 1),               # 1: at scratchpad w_base; 0: blocks of the parameter store
+    ("w_layer", 6), ("w_tile", 16),  # layer descriptor and first tile's number in that layer
+    ("w_base", 16), ("w_group_stride", 16), ("w_tile_stride", 16),  # words; per output group, per tile
+    ("w_mode", 3),
+    ("w_keep", 1),                   # 1: blocks are looked up but not released after use
+    ("out_groups", 10),              # 16-channel output groups, >= 1
+    ("advance", 16),                 # added to base per output group (0 conv, plane depthwise)
+    ("a_signed", 1), ("a_zero", -9),
+    ("w_signed", 1), ("w_zero", -9),
+    ("first", 1),                    # overwrite the accumulators in the first pass of each group
+    ("last", 1),                     # drain after the last pass (needs out_groups = 1 if either is 0)
+    # Drain: pixel p of group g goes to word out + g*out_group + p*out_step (x4 words if int32).
+    ("out", 16), ("out_group", 16), ("out_step", 16),
+    ("out_int32", 1),                # raw accumulator + bias, four words a pixel, no requantisation
+    ("params", 16),                  # 8 words per group: int32 bias[16] then float32 scale[16]
+    ("out_zero", -9), ("clip_low", -9), ("clip_high", -9),  # clip in the output's own domain
+    ("table_valid", 1), ("table", 16),      # 256-entry byte table applied last (16 words)
+    ("residual_valid", 1), ("residual", 16), ("residual_group", 16),
+    ("residual_table", 16),          # 256 float32 T[c] (64 words): y = rne(f32(a*ra + T[c]))
+    ("residual_scale", 32),          # ra, float32
+    ("residual_low", -9), ("residual_high", -9),
+    ("residual_a_zero", -9), ("residual_signed", 1),
+)
+
+MOVE: Fields = (
+    # for i2 < count2, i1 < count1, i0 < count0: `run` consecutive words
+    # between scratchpad + sum(ik*s_stridek) and far + sum(ik*f_stridek).
+    ("scratchpad", 16),              # LOAD: destination in every tile of rect. STORE: source here.
+    ("far", 28),                     # global HBM word address, or the remote scratchpad address
+    ("run", 20), ("count0", 16), ("count1", 16), ("count2", 16),
+    ("s_stride0", -17), ("s_stride1", -17), ("s_stride2", -17),
+    ("f_stride0", -29), ("f_stride1", -29), ("f_stride2", -29),
+    ("rect", RECT_BITS),             # LOAD: receivers (this tile is one). STORE: receivers if to_tiles.
+    ("to_tiles", 1),                 # STORE: 1 = to scratchpads of rect over `up`, 0 = to HBM
+    ("sem_valid", 1), ("sem", 5),    # every arriving word adds 1 to this semaphore (not HBM stores)
+    ("gather", 1), ("gather_base", 16),  # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
+)
+
+
+class VectorOp(IntEnum):
+    MAX_POOL = 0
+    """Window maximum, int8."""
+    SUM_POOL = 1
+    """Window sum in int32, requantised (average and global average pooling)."""
+    ADD = 2
+    """Residual add by table: y = rne(f32(a*scale + T[b]))."""
+    MULTIPLY = 3
+    """y = requantise((a - a_zero) * (b - b_zero))."""
+    TABLE = 4
+    """y = table[a]."""
+    ROW_MAX = 5
+    """Per pixel maximum over all groups and lanes into the statistic memory."""
+    ROW_SUM = 6
+    """Per pixel sum of table32[a - max] (softmax) or of a (layer normalisation) into statistics."""
+    ROW_SUM_SQUARE = 7
+    APPLY_SOFTMAX = 8
+    APPLY_NORM = 9
+    RECIPROCAL = 10
+    RSQRT = 11
+    TOP_K = 12
+
+
+VECTOR: Fields = (
+    ("op", 5),
+    ("base", 16), ("plane", 16), ("row", 16), ("step", 16),
+    ("height", 14), ("width", 14), ("y0", -15), ("x0", -15),
+    ("sy", 6), ("sx", 6), ("kh", 6), ("kw", 6),
+    ("groups", 12), ("out_width", 14), ("first_x", 14), ("pixels", 16),
+    ("b_base", 16), ("b_plane", 16), ("b_step", 16),
+    ("b_mode", 2),                   # 0 window, 1 row broadcast, 2 lane broadcast, 3 row statistic
+    ("out", 16), ("out_group", 16), ("out_step", 16),
+    ("table", 16),
+    ("a_signed", 1), ("b_signed", 1), ("a_zero", -9), ("b_zero", -9),
+    ("out_zero", -9), ("clip_low", -9), ("clip_high", -9),
+    ("scale0", 32), ("scale1", 32), ("scale2", 32),
+    ("channels", 16), ("k", 5),
+)
+
+LAYER: Fields = (
+    ("layer", 6),
+    ("first_block", 12), ("blocks", 12),   # local block numbers first .. first + blocks - 1
+    ("last_tiles", 4),                     # weight tiles of the last block, minus 1
+    ("tile_words", 5),                     # words per weight tile: 16 row/column, 8 int4, 1 diagonal
+    ("hbm", 28), ("stride", 28),           # block i at global word hbm + i*stride
+    ("child_valid", 1), ("child", 6), ("frequency", 8),  # frequency: how often this layer is entered
+    ("rect", RECT_BITS), ("members", 9),   # tiles that share the frames
+    ("leader_x", 4), ("leader_y", 4),      # the member that fetches; the others send it releases
+    ("start", 1),                          # the program enters this layer next: may be prefetched now
+)
+
+FRAMES: Fields = (("base", 16), ("count", 7))
+PIN: Fields = (("layer", 6),)
+REGISTER: Fields = (("register", 3), ("value", 28))
+SYNC: Fields = (("queue", 2),)
+
+BODIES: dict[Opcode, Fields] = {
+    Opcode.END: (),
+    Opcode.COMPUTE: COMPUTE,
+    Opcode.VECTOR: VECTOR,
+    Opcode.LOAD: MOVE,
+    Opcode.STORE: MOVE,
+    Opcode.SYNC: SYNC,
+    Opcode.LAYER: LAYER,
+    Opcode.FRAMES: FRAMES,
+    Opcode.PIN: PIN,
+    Opcode.UNPIN: PIN,
+    Opcode.SET: REGISTER,
+    Opcode.ADD: REGISTER,
+}
+
+
+def pack_fields(fields: Fields, values: dict[str, int]) -> int:
+    """Little-endian concatenation of ``fields``; missing values are 0.
+
+    Raises
+    ------
+    UserError
+        If a value has no such field or does not fit it.
+    """
+    unknown = set(values) - {name for name, _ in fields}
+    if unknown:
+        raise UserError(f"no such command field: {', '.join(sorted(unknown))}")
+    word, offset = 0, 0
+    for name, width in fields:
+        value, bits = int(values.get(name, 0)), abs(width)
+        low, high = (-(1 << bits - 1), 1 << bits - 1) if width < 0 else (0, 1 << bits)
+        if not low <= value < high:
+            raise UserError(f"command field {name} = {value} does not fit {bits} bits")
+        word |= (value & (1 << bits) - 1) << offset
+        offset += bits
+    return word
+
+
+def unpack_fields(fields: Fields, word: int) -> dict[str, int]:
+    """Inverse of `pack_fields`."""
+    values = {}
+    for name, width in fields:
+        bits = abs(width)
+        value = word & (1 << bits) - 1
+        values[name] = value - (1 << bits) if width < 0 and value >> bits - 1 else value
+        word >>= bits
+    return values
+
+
+def encode(opcode: Opcode, **values: int) -> bytes:
+    """One command of `COMMAND_BYTES` bytes."""
+    fields = HEADER + BODIES[opcode]
+    return pack_fields(fields, {"opcode": opcode, **values}).to_bytes(COMMAND_BYTES, "little")
+
+
+def decode(data: bytes) -> tuple[Opcode, dict[str, int]]:
+    """Opcode and fields of one encoded command."""
+    word = int.from_bytes(data, "little")
+    opcode = Opcode(unpack_fields(HEADER, word)["opcode"])
+    return opcode, unpack_fields(HEADER + BODIES[opcode], word)
+
+
+for _fields in BODIES.values():
+    if sum(abs(width) for _, width in HEADER + _fields) > COMMAND_BITS:
+        raise ValueError("a command's fields exceed its size")

