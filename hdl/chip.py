@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole machine: tiles, mesh links, HBM pseudo-channels on the north and south edges."""
+
+from amaranth.hdl import Cat, Const, Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect
+
+from emu.config import Config
+from hdl.hbm.channel import HbmChannel
+from hdl.macro import Macro
+from hdl.packets import DownFlit, ReqFlit, UpFlit
+from hdl.ports import PrefetchControl
+from hdl.tile import PLANES, Tile, tile_signature
+
+TOP = "headrace"
+"""Name of the top module."""
+STEPS = {"north": (0, -1, "south"), "south": (0, 1, "north"), "west": (-1, 0, "east"),
+         "east": (1, 0, "west")}
+"""Side -> (dx, dy, the neighbour's side)."""
+
+
+class Chip(wiring.Component):
+    """The machine of ``config``.
+
+    Members
+    -------
+    start: Let every tile fetch its commands (level; raise it after reset).
+    done: Every tile is done. ``error``: some tile or channel met an impossible condition.
+    done_tiles, error_tiles: One bit per tile, index y*cols + x.
+    error_channels: One bit per pseudo-channel.
+    prefetch: Policy registers of all prefetch units.
+    dump: A rising edge writes the DRAM arrays to files (simulation).
+    status: Eight bits per tile, see `hdl.tile.Tile`.
+    storage_req, storage_up, storage_down, storage_up_in: The storage port on the west edge of
+        row 0, only when ``storage.enabled``.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        tiles = config.mesh.tiles
+        members = {
+            "start": In(1), "dump": In(1), "prefetch": In(PrefetchControl),
+            "done": Out(1), "error": Out(1), "status": Out(8 * tiles),
+            "done_tiles": Out(tiles), "error_tiles": Out(tiles),
+            "error_channels": Out(config.hbm.channels),
+        }
+        if config.storage.enabled:
+            members |= {
+                "storage_req": Out(stream.Signature(ReqFlit)),
+                "storage_up": Out(stream.Signature(UpFlit)),
+                "storage_down": In(stream.Signature(DownFlit)),
+                "storage_up_in": In(stream.Signature(UpFlit)),
+            }
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        tiles = self._tiles(m)
+        self._links(m, tiles)
+        channels = self._channels(m, tiles)
+        if self._config.storage.enabled:
+            self._storage(m, tiles[0, 0])
+        m.d.comb += [
+            self.done_tiles.eq(Cat(tile.done for tile in tiles.values())),
+            self.error_tiles.eq(Cat(tile.error for tile in tiles.values())),
+            self.error_channels.eq(Cat(channel.error for channel in channels)),
+            self.status.eq(Cat(tile.status for tile in tiles.values())),
+            self.done.eq(self.done_tiles.all()),
+            self.error.eq(self.error_tiles.any() | self.error_channels.any()),
+        ]
+        return m
+
+    def _tiles(self, m):
+        config, tiles, signature = self._config, {}, tile_signature()
+        for y in range(config.mesh.rows):
+            for x in range(config.mesh.cols):
+                tile = Macro("tile", lambda: Tile(config), signature)
+                m.submodules[f"tile_{x}_{y}"] = tiles[x, y] = tile
+                m.d.comb += [
+                    tile.x.eq(Const(x, 4)),
+                    tile.y.eq(Const(y, 4)),
+                    tile.index.eq(Const(y * config.mesh.cols + x, 8)),
+                    tile.start.eq(self.start),
+                ]
+                connect(m, wiring.flipped(self.prefetch), tile.prefetch)
+        return tiles
+
+    def _links(self, m, tiles):
+        for (x, y), tile in tiles.items():
+            for side, (dx, dy, facing) in STEPS.items():
+                neighbour = tiles.get((x + dx, y + dy))
+                if neighbour is not None:
+                    for plane in PLANES:
+                        connect(m, getattr(tile, f"{plane}_out_{side}"),
+                                getattr(neighbour, f"{plane}_in_{facing}"))
+
+    def _channels(self, m, tiles):
+        config, channels = self._config, []
+        for number, (x, y, edge) in enumerate(config.channel_ports):
+            channel = Macro("hbm_channel", lambda: HbmChannel(config))
+            m.submodules[f"hbm_{number}"] = channel
+            side, tile = "north" if edge == "N" else "south", tiles[x, y]
+            connect(m, getattr(tile, f"req_out_{side}"), channel.request)
+            connect(m, getattr(tile, f"up_out_{side}"), channel.write)
+            connect(m, channel.down, getattr(tile, f"down_in_{side}"))
+            m.d.comb += [channel.channel.eq(number), channel.dump.eq(self.dump)]
+            channels.append(channel)
+        return channels
+
+    def _storage(self, m, tile):
+        connect(m, tile.req_out_west, wiring.flipped(self.storage_req))
+        connect(m, tile.up_out_west, wiring.flipped(self.storage_up))
+        connect(m, wiring.flipped(self.storage_down), tile.down_in_west)
+        connect(m, wiring.flipped(self.storage_up_in), tile.up_in_west)

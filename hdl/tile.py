@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tile: three routers, the network interface and a core around its scratchpad."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect
+
+from emu.config import Config
+from emu.isa import Queue
+from hdl.compute.engine import ComputeEngine
+from hdl.counter import count
+from hdl.load_engine import LoadEngine
+from hdl.mesh.router import plane_router
+from hdl.network_interface import NetworkInterface
+from hdl.packets import DownFlit, ReqFlit, UpFlit
+from hdl.parameter_store import ParameterStore
+from hdl.ports import PrefetchControl
+from hdl.scratchpad import Scratchpad
+from hdl.semaphores import Semaphores
+from hdl.sequencer.sequencer import Sequencer
+from hdl.store_engine import StoreEngine
+from hdl.vector.engine import VectorEngine
+
+PLANES = {"req": ReqFlit, "up": UpFlit, "down": DownFlit}
+"""Mesh planes and what travels on each."""
+SIDES = ("north", "south", "west", "east")
+QUEUES = tuple(queue.name.lower() for queue in Queue)
+READERS = ("activation", "weight", "drain", "vector", "store", "gather")
+WRITERS = ("net", "drain", "vector")
+PRIORITY = (
+    "read_activation", "read_weight", "write_net", "write_drain", "read_drain",
+    "read_vector", "write_vector", "read_store", "read_gather",
+)
+
+
+def tile_signature() -> wiring.Signature:
+    """Ports of a tile: its place, its mesh links, start, done, error and the prefetch registers."""
+    links = {
+        f"{plane}_{way}_{side}": (In if way == "in" else Out)(stream.Signature(flit))
+        for plane, flit in PLANES.items()
+        for way in ("in", "out")
+        for side in SIDES
+    }
+    return wiring.Signature(
+        {
+            "x": In(4), "y": In(4), "index": In(8), "start": In(1),
+            "prefetch": In(PrefetchControl),
+            "done": Out(1), "error": Out(1), "status": Out(8),
+            **links,
+        }
+    )
+
+
+class Tile(wiring.Component):
+    """A tile of ``config``'s chip. Which one it is, ``x``, ``y`` and ``index`` say: ports, so that
+    all tiles are one module.
+
+    Members
+    -------
+    start: Begin fetching commands (level).
+    done: All commands are complete and all stores are in HBM; stays up.
+    error: Sticky: an impossible address, an unknown opcode or operation, a semaphore overflow.
+    status: For a run that does not end: bit per queue that holds a command, then the idle bits of
+        the network interface and the store engine, then done and error.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        super().__init__(tile_signature())
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.scratchpad = scratchpad = Scratchpad(
+            config.scratchpad.words, config.scratchpad.banks,
+            readers=READERS, writers=WRITERS, priority=PRIORITY,
+        )
+        m.submodules.semaphores = semaphores = Semaphores(waiters=QUEUES)
+        m.submodules.network = network = NetworkInterface(config)
+        m.submodules.sequencer = sequencer = Sequencer(config)
+        m.submodules.load = load = LoadEngine(config)
+        m.submodules.store = store = StoreEngine(config)
+        m.submodules.blocks = blocks = ParameterStore(config)
+        m.submodules.compute = compute = ComputeEngine(config)
+        m.submodules.vector = vector = VectorEngine(config)
+
+        self._place(m, network, sequencer, load, store, blocks)
+        self._routers(m, network)
+        self._memory(m, scratchpad, network, load, store, compute, vector)
+        self._commands(m, sequencer, semaphores, compute, vector, load, store)
+        self._blocks(m, blocks, sequencer, compute, network)
+
+        connect(m, sequencer.request, network.request_fetch)
+        connect(m, load.request, network.request_load)
+        connect(m, store.push, network.push)
+        connect(m, store.store, network.store)
+        connect(m, sequencer.remote_signal, network.signal)
+        connect(m, network.command_word, sequencer.command_word)
+        m.d.comb += [
+            semaphores.arrive.valid.eq(network.arrive.valid),
+            semaphores.arrive.sem.eq(network.arrive.sem),
+            store.ack.valid.eq(network.ack.valid),
+            store.ack.words.eq(network.ack.words),
+            sequencer.start.eq(self.start),
+            self.done.eq(sequencer.done),
+        ]
+        errors = [scratchpad.error, semaphores.error, sequencer.error, vector.error]
+        m.d.sync += self.error.eq(self.error | sum(errors[1:], errors[0]).any())
+        m.d.comb += self.status.eq(sequencer.busy | self.done << 6 | self.error << 7)
+        running = Signal()
+        m.d.comb += running.eq(self.start & ~self.done)
+        count(m, "cycles_running", running)
+        return m
+
+    def _place(self, m, *parts):
+        for part in parts:
+            m.d.comb += [part.x.eq(self.x), part.y.eq(self.y)]
+
+    def _routers(self, m, network):
+        for plane in PLANES:
+            router = plane_router(plane, self._config)
+            m.submodules[f"router_{plane}"] = router
+            m.d.comb += [router.x.eq(self.x), router.y.eq(self.y)]
+            for side in SIDES:
+                connect(m, wiring.flipped(getattr(self, f"{plane}_in_{side}")),
+                        getattr(router, f"in_{side}"))
+                connect(m, getattr(router, f"out_{side}"),
+                        wiring.flipped(getattr(self, f"{plane}_out_{side}")))
+            if plane != "down":
+                connect(m, getattr(network, plane), router.in_core)
+            if plane != "req":
+                connect(m, router.out_core, getattr(network, f"{plane}_in"))
+
+    def _memory(self, m, scratchpad, network, load, store, compute, vector):
+        connect(m, compute.read_activation, scratchpad.read_activation)
+        connect(m, compute.read_weight, scratchpad.read_weight)
+        connect(m, compute.read_drain, scratchpad.read_drain)
+        connect(m, compute.write_drain, scratchpad.write_drain)
+        connect(m, vector.read, scratchpad.read_vector)
+        connect(m, vector.write, scratchpad.write_vector)
+        connect(m, store.read, scratchpad.read_store)
+        connect(m, load.read, scratchpad.read_gather)
+        connect(m, network.write, scratchpad.write_net)
+
+    def _commands(self, m, sequencer, semaphores, *engines):
+        for queue, engine in zip(QUEUES, engines, strict=True):
+            connect(m, getattr(sequencer, f"command_{queue}"), engine.command)
+            connect(m, getattr(sequencer, f"wait_{queue}"), getattr(semaphores, f"wait_{queue}"))
+            m.d.comb += getattr(sequencer, f"done_{queue}").eq(engine.done)
+        connect(m, sequencer.signal, semaphores.signal)
+
+    def _blocks(self, m, blocks, sequencer, compute, network):
+        connect(m, sequencer.layer_command, blocks.layer_command)
+        connect(m, compute.lookup, blocks.lookup)
+        connect(m, compute.release, blocks.release)
+        connect(m, network.frame, blocks.frame)
+        connect(m, network.released, blocks.released)
+        connect(m, blocks.release_out, network.release)
+        connect(m, blocks.request, network.request_blocks)
+        connect(m, wiring.flipped(self.prefetch), blocks.prefetch)
