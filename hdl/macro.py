@@ -46,18 +46,21 @@ class Macro(wiring.Component):
     ):
         self._name = name
         self._factory = factory
-        super().__init__(factory().signature if signature is None else signature)
+        if signature is None:
+            model = factory()
+            model._MustUse__silence = True  # made for its signature only, never elaborated
+            signature = model.signature
+        super().__init__(signature)
 
     def elaborate(self, platform):
-        m = Module()
         if isinstance(platform, MacroLibrary):
             platform.add(self._name, self._factory)
             ports = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
             for path, member, value in self.signature.flatten(self):
                 direction = "i" if member.flow == wiring.In else "o"
                 ports[f"{direction}_" + "__".join(str(part) for part in path)] = value
-            m.submodules.instance = Instance(self._name, **ports)
-        else:
-            m.submodules.instance = component = self._factory()
-            wiring.connect(m, wiring.flipped(self), component)
+            return Instance(self._name, **ports)
+        m = Module()
+        m.submodules.component = component = self._factory()
+        wiring.connect(m, wiring.flipped(self), component)
         return m

@@ -41,8 +41,7 @@ class Design:
 
         def walk(module: str, path: tuple[str, ...]) -> None:
             for name in self.counters.get(module, ()):
-                readable = [p for p in path if p not in ("instance",)]
-                paths[".".join([*readable, name.removeprefix(PREFIX)])] = ".".join([*path, name])
+                paths[".".join([*path, name.removeprefix(PREFIX)])] = ".".join([*path, name])
             for instance, child in self.children.get(module, ()):
                 walk(child, (*path, instance))
 
@@ -102,7 +101,10 @@ def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
         )
         if done.returncode:
             raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
-        return {f"{name}.v": Path(folder, f"{name}.v").read_text() for name in texts}
+        return {
+            f"{name}.v": Path(folder, f"{name}.v").read_text().split("*/\n", 1)[1].lstrip()
+            for name in texts
+        }
 
 
 def generate(component: wiring.Component, name: str, *, assertions: bool = False) -> Design:

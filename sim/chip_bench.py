@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole chip under a program: start it, sleep until done, read the counters, dump the memory.
+
+The clock is the simulator's own and Python wakes three times a run, so cocotb costs nothing. The
+job (policy registers, cycle limit, counter paths, result file) is a JSON file named by
+``HEADRACE_JOB``; the result is another. Starting and ending the run is all that happens here.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import cocotb
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, First, RisingEdge, Timer
+from cocotb.utils import get_sim_time
+
+PERIOD_NS = 2
+RESET_CYCLES = 4
+
+
+def _read(dut, path: str) -> int:
+    handle = dut
+    for part in path.split("."):
+        handle = getattr(handle, part)
+    return int(handle.value)
+
+
+@cocotb.test
+async def workload(dut):
+    """Run one job; the outcome is ``done``, ``error`` or ``limit``."""
+    job = json.loads(Path(os.environ["HEADRACE_JOB"]).read_text())
+    Clock(dut.clk, PERIOD_NS, unit="ns").start()
+    dut.rst.value = 1
+    dut.start.value = 0
+    dut.dump.value = 0
+    dut.prefetch__policy.value = job["policy"]
+    dut.prefetch__depth.value = job["depth"]
+    dut.prefetch__threshold.value = job["threshold"]
+    await ClockCycles(dut.clk, RESET_CYCLES)
+    dut.rst.value = 0
+    await ClockCycles(dut.clk, 1)
+    dut.start.value = 1
+    begin, wall = get_sim_time("ns"), time.perf_counter()
+    done, error = RisingEdge(dut.done), RisingEdge(dut.error)
+    fired = await First(done, error, Timer(PERIOD_NS * job["cycle_limit"], unit="ns"))
+    outcome = "done" if fired is done else "error" if fired is error else "limit"
+    result = {
+        "outcome": outcome,
+        "cycles": int(get_sim_time("ns") - begin) // PERIOD_NS,
+        "run_seconds": time.perf_counter() - wall,
+    }
+    await ClockCycles(dut.clk, 2)
+    result["counters"] = {name: _read(dut, path) for name, path in job["counters"].items()}
+    result["status"] = str(dut.status.value)
+    result["error_tiles"] = str(dut.error_tiles.value)
+    result["error_channels"] = str(dut.error_channels.value)
+    if outcome == "done":
+        dut.dump.value = 1
+        await ClockCycles(dut.clk, 2)
+    Path(job["result"]).write_text(json.dumps(result))
