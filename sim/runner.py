@@ -18,6 +18,7 @@ from cocotb_tools.runner import Icarus, Verilator
 
 from emu.errors import UserError
 from hdl.verilog import Design
+from sim.waves import Waves, icarus_module, verilator_main
 
 LINT_OFF = (
     "DECLFILENAME PROCASSINIT UNUSEDSIGNAL UNDRIVEN WIDTHEXPAND WIDTHTRUNC CASEINCOMPLETE "
@@ -40,6 +41,9 @@ class WheelVerilator(Verilator):
             "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
             "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
         ]
+        if self.waves:
+            main = str(verilator_main(Path(self.build_dir)))
+            verilate = [main if str(a).endswith("verilator.cpp") else a for a in verilate]
         return [verilate, make]
 
 
@@ -79,11 +83,18 @@ def top_ports(design: Design) -> list[str]:
     return [name.strip().lstrip("\\").strip() for name in inside.split(",") if name.strip()]
 
 
-def build(design: Design, simulator: str, *, waves: bool = False, flags: tuple[str, ...] = ()) -> Path:
+def build(
+    design: Design, simulator: str, *, waves: str = "", flags: tuple[str, ...] = ()
+) -> Path:
     """Build ``design``; returns the folder. A second call with the same input returns at once.
 
     A build is made under a temporary name and renamed when complete, so that an interrupted one
     is never taken for a finished one.
+
+    Parameters
+    ----------
+    waves: "" to record nothing, or "vcd" or "fst".
+    flags: More simulator arguments.
     """
     if not available(simulator):
         need = "iverilog" if simulator == "icarus" else "g++ and make"
@@ -94,7 +105,7 @@ def build(design: Design, simulator: str, *, waves: bool = False, flags: tuple[s
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-    for part in [simulator, str(waves), *flags, *tools, gxx.stdout, sys.executable, vlt]:
+    for part in [simulator, waves, *flags, *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
@@ -127,12 +138,17 @@ def _compile(design, simulator, work, sources, vlt, waves, flags) -> None:
         args = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
                 "-CFLAGS", "-O2", *flags]
         if waves:
-            args += ["--trace"]
+            args += [f"--trace-{waves}", "--trace-structs"]
     else:
         runner, args = Icarus(), ["-g2005", *flags]
+        if waves:
+            (work / "headrace_waves.v").write_text(icarus_module(design.top))
+            sources.append(work / "headrace_waves.v")
+            args += ["-s", "headrace_waves"]
+    runner.waves = bool(waves)
     runner.build(
         sources=sources, hdl_toplevel=design.top, build_dir=work, build_args=args,
-        timescale=("1ns", "1ps"), waves=False, always=True, log_file=work / "build.log",
+        timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator", always=True, log_file=work / "build.log",
     )
 
 
@@ -147,20 +163,36 @@ def run(
     env: Mapping[str, str] | None = None,
     seed: int = 1,
     testcase: str | None = None,
+    gpi_clock: bool = False,
+    waves: Waves | None = None,
 ) -> tuple[int, int]:
-    """Run the cocotb tests of ``module`` on a built design; returns (tests, failures)."""
+    """Run the cocotb tests of ``module`` on a built design; returns (tests, failures).
+
+    ``gpi_clock`` is for benches that never write between clock edges: Icarus then trusts cocotb's
+    writes, which a free-running clock needs and a bench that drives signals cannot bear.
+    """
     runner: Any = WheelVerilator() if simulator == "verilator" else Icarus()
     workdir.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parent.parent)
     extra = dict(env or {})
     extra["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     extra["COCOTB_RANDOM_SEED"] = str(seed)
-    args = list(plusargs)
+    if gpi_clock:
+        extra["COCOTB_TRUST_INERTIAL_WRITES"] = "1"
+    args, test_args = list(plusargs), []
+    if waves:
+        extra |= waves.environment()
+        path = str(Path(waves.path).resolve())
+        if simulator == "verilator":
+            test_args += ["--trace", "--trace-file", path]
+        else:
+            args += [f"+wave_file={path}", f"+wave_start={waves.start // 1000}",
+                     f"+wave_end={min(waves.end // 1000, 1 << 62)}"]
     if simulator == "verilator":
         args += ["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) or 1}"]
     results = runner.test(
         test_module=module, hdl_toplevel=design.top, hdl_toplevel_lang="verilog",
-        build_dir=folder, test_dir=workdir, plusargs=args, extra_env=extra, seed=seed,
+        build_dir=folder, test_dir=workdir, plusargs=args, test_args=test_args, extra_env=extra, seed=seed,
         testcase=testcase, results_xml=str(workdir / "results.xml"),
         log_file=workdir / "run.log", timescale=("1ns", "1ps"),
     )

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``headrace COMMAND``. Each command is also a Python function.
+
+Exit codes: 0 done, 1 the machine failed (mismatch, broken invariant, no end), 2 bad input,
+130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from emu.config import PRESETS, load_config
+from emu.errors import UserError
+
+ERROR_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line."""
+
+    def error(self, message: str):
+        self.exit(ERROR_EXIT, f"headrace: {message} (see {self.prog} --help)\n")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chip", default="base", metavar="C",
+                        help=f"preset ({', '.join(PRESETS)}) or TOML file (default: base)")
+    parser.add_argument("--set", action="append", default=[], dest="settings",
+                        metavar="SECTION.NAME=VALUE", help="change one setting; may be repeated")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workload", help="built-in name (see headrace list) or .onnx file")
+    _add_machine(parser)
+    parser.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
+    parser.add_argument("--seed", type=int, default=1, help="seeds inputs and the simulator")
+    parser.add_argument("--input", metavar="F.npz", help="inputs by graph input name")
+    parser.add_argument("--cycle-limit", type=int, metavar="N",
+                        help="stop after N cycles (default: from the workload)")
+    parser.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(prog="headrace", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", parser_class=_Parser, metavar="COMMAND")
+
+    verilog = commands.add_parser("verilog", help="write the chip's Verilog and manifest")
+    _add_machine(verilog)
+    verilog.add_argument("-o", "--output", default="out", metavar="DIR")
+    verilog.add_argument("--testbench", action="store_true",
+                         help="add tb.v, a small image and the command lines that end in PASS")
+
+    run = commands.add_parser("run", help="run a workload on the RTL chip")
+    _add_run(run)
+    run.add_argument("--output", metavar="F.npz", help="keep what the chip computed")
+    run.add_argument("--waves", metavar="F", help="record waveforms: .vcd, or .fst")
+    run.add_argument("--wave-tile", metavar="X,Y", help="record one tile only")
+    run.add_argument("--wave-cycles", metavar="A:B", help="record from cycle A to cycle B")
+
+    compare = commands.add_parser("compare", help="one table over several settings")
+    _add_run(compare)
+    compare.add_argument("--vary", action="append", required=True, metavar="NAME=A,B,...",
+                         help="setting and its values, baseline first; may be repeated")
+
+    commands.add_parser("list", help="workloads, chips and policies")
+    commands.add_parser("doctor", help="what is installed and works")
+    return parser
+
+
+def _waves(arguments: argparse.Namespace):
+    from sim.chip_bench import PERIOD_NS, RESET_CYCLES
+    from sim.waves import FOREVER, Waves
+
+    if not arguments.waves:
+        if arguments.wave_tile or arguments.wave_cycles:
+            raise UserError("--wave-tile and --wave-cycles need --waves FILE")
+        return None
+    scope, start, end = "", 0, FOREVER
+    if arguments.wave_tile:
+        x, _, y = arguments.wave_tile.partition(",")
+        if not (x.isdigit() and y.isdigit()):
+            raise UserError(f"--wave-tile {arguments.wave_tile}: write it as X,Y")
+        scope = f"headrace.tile_{int(x)}_{int(y)}"
+    if arguments.wave_cycles:
+        first, _, last = arguments.wave_cycles.partition(":")
+        if not (first.isdigit() and (last.isdigit() or not last)):
+            raise UserError(f"--wave-cycles {arguments.wave_cycles}: write it as A:B")
+        start = (int(first) + RESET_CYCLES + 1) * PERIOD_NS * 1000
+        end = (int(last) + RESET_CYCLES + 1) * PERIOD_NS * 1000 if last else FOREVER
+    return Waves(path=arguments.waves, scope=scope, start=start, end=end)
+
+
+def _write_json(path: str | None, value: object) -> None:
+    if path is None:
+        return
+    text = json.dumps(value, indent=1) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    temporary = Path(f"{path}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _verilog(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.product import write_product
+
+    config = load_config(arguments.chip, arguments.settings)
+    files = write_product(config, Path(arguments.output), testbench=arguments.testbench)
+    console.print(f"{len(files)} files in {arguments.output}")
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.execute import Options, check_writable, compare, run
+    from sim.tables import compare_table, run_tables
+
+    check_writable(None if arguments.json == "-" else arguments.json)
+    options = Options(
+        simulator=arguments.sim, seed=arguments.seed, inputs=arguments.input,
+        waves=_waves(arguments) if arguments.command == "run" else None,
+        cycle_limit=arguments.cycle_limit,
+    )
+    show = Console(stderr=True)
+    with show.status("") as status:
+        if arguments.command == "run":
+            result = run(
+                arguments.workload, chip=arguments.chip, settings=arguments.settings,
+                options=options, output=arguments.output, progress=status.update,
+            )
+            tables = run_tables(result)
+        else:
+            result = compare(
+                arguments.workload, _varied(arguments.vary), chip=arguments.chip,
+                settings=arguments.settings, options=options, progress=status.update,
+            )
+            tables = [compare_table(result)]
+    if arguments.json != "-":
+        for table in tables:
+            console.print(table)
+    _write_json(arguments.json, result)
+
+
+def _varied(texts: Sequence[str]) -> dict[str, list[str]]:
+    varied = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not name or not all(values.split(",")):
+            raise UserError(f"--vary {text}: write it as section.name=value,value")
+        varied[name] = values.split(",")
+    return varied
+
+
+def _list(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.tables import list_tables
+
+    for table in list_tables():
+        console.print(table)
+
+
+def _doctor(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.doctor import check
+    from sim.tables import doctor_table
+
+    rows = check()
+    console.print(doctor_table(rows))
+    if any(not row.works and row.needed for row in rows):
+        raise UserError("something needed is missing: see the table")
+
+
+HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "list": _list, "doctor": _doctor}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        arguments = build_parser().parse_args(argv)
+        if arguments.version:
+            from importlib.metadata import version
+
+            console.print(f"headrace {version('headrace')}", highlight=False)
+            return 0
+        if arguments.command is None:
+            build_parser().print_help()
+            return ERROR_EXIT
+        HANDLERS[arguments.command](arguments, console)
+        return 0
+    except UserError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return ERROR_EXIT
+    except KeyboardInterrupt:
+        print("headrace: interrupted", file=sys.stderr)
+        return INTERRUPT_EXIT
+    except ModuleNotFoundError as error:
+        print(f"headrace: {error.name} is not installed: install headrace[sim]", file=sys.stderr)
+        return ERROR_EXIT
+    except Exception as error:
+        if type(error).__name__ != "RunError":
+            raise
+        print(f"headrace: {error}", file=sys.stderr)
+        return FAILURE_EXIT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

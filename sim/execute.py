@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a workload on the RTL chip: compile, build, simulate, compare, count.
+
+`run` is what ``headrace run`` calls and what a Python user imports; `compare` runs several machines
+or policies under one workload.
+"""
+
+import itertools
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu.compiler import Program, compile_network
+from emu.config import Config, load_config
+from emu.errors import UserError
+from emu.network.golden import golden, load_inputs, random_inputs
+from emu.network.workloads import load_network
+from hdl.chip import TOP, Chip
+from hdl.prefetch.registry import POLICIES
+from hdl.verilog import Design, generate
+from sim import runner
+from sim.measure import measure
+from sim.waves import Waves
+
+SCHEMA = 1
+Progress = Callable[[str], None]
+
+
+class RunError(Exception):
+    """The simulated machine failed: wrong outputs, a broken invariant or no end. Exit code 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run, apart from the machine and the workload."""
+
+    simulator: str = "verilator"
+    seed: int = 1
+    inputs: str | None = None
+    waves: Waves | None = None
+    cycle_limit: int | None = None
+    keep: str | None = None
+
+
+_DESIGNS: dict[str, Design] = {}
+
+
+def hardware_key(config: Config) -> Config:
+    """``config`` without what only the compiler or the policy registers see.
+
+    Two configurations of one key share a build.
+    """
+    prefetch = config.prefetch.model_copy(
+        update={"policy": "demand", "threshold": 0, "depth": 1}
+    )
+    mesh = config.mesh.model_copy(update={"multicast": True})
+    return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
+                                     "clock": type(config.clock)()})
+
+
+def design_of(config: Config) -> Design:
+    """The chip's Verilog, generated once per process and machine."""
+    key = hardware_key(config).model_dump_json()
+    if key not in _DESIGNS:
+        _DESIGNS[key] = generate(Chip(config), TOP)
+    return _DESIGNS[key]
+
+
+def _simulate(program: Program, image: np.ndarray, options: Options, progress: Progress) -> dict:
+    config = program.config
+    progress("generating Verilog")
+    design = design_of(config)
+    progress(f"building with {options.simulator} (cached by content)")
+    begin = time.perf_counter()
+    folder = runner.build(design, options.simulator, waves=options.waves.format if options.waves else "")
+    build_seconds = time.perf_counter() - begin
+    workdir = Path(options.keep) if options.keep else Path(tempfile.mkdtemp(prefix="headrace-"))
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        images, dumps = workdir / "images", workdir / "dump"
+        for path in (images, dumps):
+            path.mkdir(exist_ok=True)
+        program.write_images(image, images)
+        job = {
+            "policy": POLICIES.index(config.prefetch.policy),
+            "depth": config.prefetch.depth,
+            "threshold": config.prefetch.threshold,
+            "cycle_limit": options.cycle_limit or program.cycle_limit,
+            "counters": design.counter_paths(),
+            "result": str(workdir / "result.json"),
+        }
+        (workdir / "job.json").write_text(json.dumps(job))
+        plusargs = (f"+images={images}", f"+dump={dumps}", f"+dump_words={program.dump_words}")
+        progress("simulating")
+        tests, failures = runner.run(
+            design, folder, options.simulator, "sim.chip_bench", workdir=workdir,
+            plusargs=plusargs, env={"HEADRACE_JOB": str(workdir / "job.json")},
+            seed=options.seed, gpi_clock=True, waves=options.waves,
+        )
+        if failures or not tests or not (workdir / "result.json").exists():
+            raise RunError(f"the simulation failed: see {_keep_log(workdir)}")
+        result = json.loads((workdir / "result.json").read_text())
+        result["build_seconds"] = build_seconds
+        if result["outcome"] != "done":
+            raise RunError(_stopped(config, result, job["cycle_limit"], workdir))
+        result["image"] = program.read_dump(dumps)
+        return result
+    finally:
+        if not options.keep:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _keep_log(workdir: Path) -> Path:
+    kept = runner.cache_home() / "last-failure.log"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    log = workdir / "run.log"
+    kept.write_text(log.read_text(errors="replace") if log.exists() else "no log was written\n")
+    return kept
+
+
+def _stopped(config: Config, result: Mapping[str, Any], limit: int, workdir: Path) -> str:
+    """One line on why the machine did not finish, with the state of each engine."""
+    status = result["status"].rjust(8 * config.mesh.tiles, "0")
+    states = []
+    for index in range(config.mesh.tiles):
+        end = len(status) - 8 * index
+        bits = status[end - 8 : end]
+        names = ("error", "done", "", "", "store", "load", "vector", "compute")
+        active = [name for name, bit in zip(names, bits, strict=True) if name and bit == "1"]
+        y, x = divmod(index, config.mesh.cols)
+        states.append(f"tile {x},{y}: {'+'.join(active) or 'idle'}")
+    why = "reached its cycle limit" if result["outcome"] == "limit" else "raised error"
+    return (
+        f"the chip {why} after {result['cycles']} cycles (limit {limit}); error channels "
+        f"{result['error_channels']}; {'; '.join(states)}; log: {_keep_log(workdir)}"
+    )
+
+
+def _mismatches(network: Any, inputs: Any, outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    expected = golden(network, inputs)
+    total = wrong = 0
+    for name, value in expected.items():
+        got = outputs[name]
+        if got.shape != value.shape or got.dtype != value.dtype:
+            raise RunError(f"output {name}: got {got.dtype}{got.shape}, "
+                           f"expected {value.dtype}{value.shape}")
+        total += value.size
+        wrong += int(np.count_nonzero(got != value))
+    return {"outputs": total, "mismatches": wrong}
+
+
+def run(
+    workload: str,
+    *,
+    chip: str = "base",
+    settings: Iterable[str] = (),
+    options: Options | None = None,
+    output: str | None = None,
+    progress: Progress = lambda text: None,
+) -> dict[str, Any]:
+    """Run ``workload`` (a built-in name or an ``.onnx`` path) on the RTL chip.
+
+    Returns the result of schema version 1; see the README for its keys.
+
+    Raises
+    ------
+    UserError: For bad input, before anything is built.
+    RunError: If outputs differ, a conservation check fails or the machine does not end.
+    """
+    options = options or Options()
+    config = load_config(chip, settings)
+    check_writable(output)
+    if options.waves:
+        options.waves.check(options.simulator)
+    network = load_network(workload)
+    inputs = (
+        load_inputs(network, options.inputs) if options.inputs
+        else random_inputs(network, options.seed)
+    )
+    progress("compiling")
+    program = compile_network(network, config)
+    if not runner.available(options.simulator):
+        raise UserError(f"simulator {options.simulator} is not installed: see headrace doctor")
+    simulated = _simulate(program, program.image(inputs), options, progress)
+    progress("comparing with ONNX Runtime")
+    outputs = program.outputs(simulated.pop("image"))
+    verified = _mismatches(network, inputs, outputs)
+    result = measure(program, simulated, workload)
+    result |= {
+        "schema": SCHEMA,
+        "verified": verified,
+        "versions": {name: version(name) for name in
+                     ("headrace", "amaranth", "cocotb", "verilator", "pyosys", "onnxruntime")},
+        "seed": options.seed,
+    }
+    result["host"] |= {
+        "simulator": options.simulator,
+        "peak_memory_mib": _peak_memory_mib(),
+    }
+    if output:
+        np.savez(output, **outputs)
+    if verified["mismatches"]:
+        raise RunError(
+            f"{verified['mismatches']} of {verified['outputs']} outputs differ from ONNX Runtime; "
+            f"replay: {replay_command(workload, chip, settings, options)}"
+        )
+    return result
+
+
+def replay_command(workload: str, chip: str, settings: Iterable[str], options: Options) -> str:
+    """The command line that repeats a run."""
+    words = ["headrace", "run", workload, "--chip", chip]
+    words += [word for setting in settings for word in ("--set", setting)]
+    words += ["--sim", options.simulator, "--seed", str(options.seed)]
+    if options.inputs:
+        words += ["--input", options.inputs]
+    return " ".join(words)
+
+
+def _peak_memory_mib() -> float:
+    """Largest resident size of this process or of any of its children, in MiB."""
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return round(peak / 1024, 1)
+
+
+def check_writable(path: str | None) -> None:
+    if path is None:
+        return
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: folder {folder} is missing or not writable")
+    if Path(path).is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+
+
+def compare(
+    workload: str,
+    vary: Mapping[str, Iterable[str]],
+    *,
+    chip: str = "base",
+    settings: Iterable[str] = (),
+    options: Options | None = None,
+    progress: Progress = lambda text: None,
+) -> list[dict[str, Any]]:
+    """One result per combination of ``vary`` (setting name to values), the baseline first."""
+    results = []
+    names = list(vary)
+    for values in itertools.product(*vary.values()):
+        change = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+        progress(" ".join(change))
+        result = run(workload, chip=chip, settings=[*settings, *change], options=options,
+                     progress=progress)
+        results.append({"varied": dict(zip(names, values, strict=True)), **result})
+    return results
