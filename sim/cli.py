@@ -111,7 +111,7 @@ def _write_json(path: str | None, value: object) -> None:
 
 
 def _verilog(arguments: argparse.Namespace, console: Console) -> None:
-    from sim.product import write_product
+    from hdl.product import write_product
 
     config = load_config(arguments.chip, arguments.settings)
     files = write_product(config, Path(arguments.output), testbench=arguments.testbench)
