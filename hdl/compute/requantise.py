@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requantisation: int32 to int8 or uint8 exactly as float32 arithmetic does it, in integers."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hdl.compute.float32 import (
+    Float32,
+    magnitude,
+    mantissa,
+    normalise,
+    shift_code,
+    to_24_bits,
+    to_byte,
+)
+
+
+class RequantiseLane(wiring.Component):
+    """One lane: ``y = clamp(rne(f32(acc + bias) * scale) + zero, low, high)``.
+
+    Four register stages, stage k loading where ``enable[k]`` is set: 0 sum (int32, wraps), 1 float32
+    mantissa, 2 product rounded to 24 bits, 3 integer. One operand a cycle. Bits equal those of ONNX
+    Runtime's MLAS (`emu.requantise.requantise`); the middle rounding is part of them.
+
+    Members
+    -------
+    acc, bias: int32, sampled by stage 0.
+    scale: float32, positive and normal, sampled by stage 2: two cycles after its ``acc``.
+    zero, low, high: Constant from stage 3 of the first operand to that of the last.
+    total: ``acc + bias``, out of stage 0.
+    y: Out of stage 3.
+    """
+
+    enable: In(4)
+    acc: In(32)
+    bias: In(32)
+    scale: In(32)
+    zero: In(signed(9))
+    low: In(signed(9))
+    high: In(signed(9))
+    total: Out(32)
+    y: Out(8)
+
+    def elaborate(self, platform):
+        m = Module()
+        with m.If(self.enable[0]):
+            m.d.sync += self.total.eq(self.acc + self.bias)
+
+        size = magnitude(m, self.total.as_signed(), "size")
+        normal, zeros = normalise(m, size, "normal")
+        significand, leading, negative = Signal(25), Signal(5), Signal()
+        with m.If(self.enable[1]):
+            m.d.sync += [
+                significand.eq(to_24_bits(normal, 8)),
+                leading.eq(zeros),
+                negative.eq(self.total[-1]),
+            ]
+
+        scale = data.View(Float32, self.scale)
+        product, top, amount = Signal(49), Signal(), Signal(signed(10))
+        # significand <= 2**24, so the product is in 2**46 .. 2**48 - 1 or zero.
+        m.d.comb += [
+            product.eq(significand * mantissa(scale)),
+            top.eq(product[47]),
+            amount.eq(scale.exponent + top - leading - 95),
+        ]
+        drop, code = shift_code(m, amount, "amount")
+        rounded, shift, minus = Signal(25), Signal(4), Signal()
+        aligned = Signal(48)
+        m.d.comb += aligned.eq(Mux(top, product[:48], Cat(0, product[:47])))
+        with m.If(self.enable[2]):
+            # Doubling the product where its top bit is clear puts the same 24 bits in one place.
+            m.d.sync += [
+                rounded.eq(Mux(drop, 0, to_24_bits(aligned, 24))),
+                shift.eq(code),
+                minus.eq(negative),
+            ]
+
+        with m.If(self.enable[3]):
+            m.d.sync += self.y.eq(
+                to_byte(m, rounded, shift, minus, self.zero, self.low, self.high, "byte")
+            )
+        return m
+
+
+class Requantiser(wiring.Component):
+    """``lanes`` lanes under one pipeline of valid bits: nothing stalls, idle stages keep still.
+
+    Latency: ``total`` 1 cycle, ``y`` 4 cycles after ``valid``. Throughput: ``lanes`` a cycle.
+
+    Parameters
+    ----------
+    lanes: Lanes, at least 1.
+
+    Members
+    -------
+    valid, acc, bias: Operands of this cycle.
+    scale: Scales of the operands of two cycles ago.
+    stop: Only ``total`` is wanted: later stages keep still.
+    total, total_valid: ``acc + bias``.
+    y, y_valid: Bytes.
+
+    Raises
+    ------
+    ValueError: If ``lanes`` is less than 1.
+    """
+
+    def __init__(self, lanes: int):
+        if lanes < 1:
+            raise ValueError(f"Requantiser lanes must be at least 1, not {lanes!r}")
+        self._lanes = lanes
+        words = data.ArrayLayout(32, lanes)
+        super().__init__(
+            {
+                "valid": In(1), "stop": In(1), "acc": In(words), "bias": In(words),
+                "scale": In(words), "zero": In(signed(9)), "low": In(signed(9)),
+                "high": In(signed(9)), "total": Out(words), "total_valid": Out(1),
+                "y": Out(data.ArrayLayout(8, lanes)), "y_valid": Out(1),
+            }
+        )
+
+    @property
+    def lanes(self) -> int:
+        return self._lanes
+
+    def elaborate(self, platform):
+        m = Module()
+        stage = Signal(4)  # stage[k]: stage k's registers hold an operand
+        enable = Cat(self.valid, stage[0] & ~self.stop, stage[1:3])
+        m.d.sync += stage.eq(enable)
+        m.d.comb += [self.total_valid.eq(stage[0]), self.y_valid.eq(stage[3])]
+        for index in range(self._lanes):
+            lane = RequantiseLane()
+            m.submodules[f"lane{index}"] = lane
+            m.d.comb += [
+                lane.enable.eq(enable),
+                lane.acc.eq(self.acc[index]),
+                lane.bias.eq(self.bias[index]),
+                lane.scale.eq(self.scale[index]),
+                lane.zero.eq(self.zero),
+                lane.low.eq(self.low),
+                lane.high.eq(self.high),
+                self.total[index].eq(lane.total),
+                self.y[index].eq(lane.y),
+            ]
+        return m
