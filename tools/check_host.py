@@ -4,10 +4,24 @@
 Runs before anything is installed, so it uses the standard library alone.
 """
 
+import ctypes.util
 import importlib.util
 import shutil
 import sys
 import sysconfig
+from pathlib import Path
+
+
+def has_shared_library() -> bool:
+    """Whether libpython exists as a shared library: cocotb loads the interpreter from it."""
+    names = [sysconfig.get_config_var(key) for key in ("INSTSONAME", "LDLIBRARY")]
+    folder = sysconfig.get_config_var("LIBDIR") or "/usr/lib"
+    arch = sysconfig.get_config_var("MULTIARCH") or ""
+    for name in names:
+        if name and (".so" in name or ".dylib" in name):
+            if any(Path(place, name).exists() for place in (folder, Path(folder, arch))):
+                return True
+    return ctypes.util.find_library("python{}.{}".format(*sys.version_info)) is not None
 
 
 def missing() -> str | None:
@@ -16,7 +30,7 @@ def missing() -> str | None:
         return f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: install python3"
     if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
         return "Python's venv module is missing: install python3-venv"
-    if not sysconfig.get_config_var("Py_ENABLE_SHARED") and sys.platform != "darwin":
+    if not has_shared_library():
         version = "{}.{}".format(*sys.version_info)
         return f"Python's shared library is missing: install libpython{version}"
     for tool, package in (("g++", "g++"), ("make", "make"), ("perl", "perl")):
