@@ -29,7 +29,7 @@ from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import POLICIES
 from hdl.verilog import Design, generate
 from sim import runner
-from sim.measure import measure
+from sim.measure import ConservationError, measure
 from sim.waves import Waves
 
 SCHEMA = 1
@@ -195,7 +195,11 @@ def run(
     progress("comparing with ONNX Runtime")
     outputs = program.outputs(simulated.pop("image"))
     verified = _mismatches(network, inputs, outputs)
-    result = measure(program, simulated, workload)
+    try:
+        result = measure(program, simulated, workload)
+    except ConservationError as error:
+        replay = replay_command(workload, chip, settings, options)
+        raise RunError(f"{error}; replay: {replay}") from None
     result |= {
         "schema": SCHEMA,
         "verified": verified,
