@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bit-exact arithmetic of the drain and of element-wise operators, as ONNX Runtime's MLAS computes it.
+"""Bit-exact arithmetic of the drain and of element-wise operators: that of ONNX Runtime's MLAS.
 
 Everything is float32 with one rounding per operation, round to nearest even. Quantised values are
 held in int32 arrays in their own domain (-128..127 or 0..255); `to_bytes` packs them.
@@ -37,11 +37,12 @@ def scale_of(input_scale, weight_scale, output_scale) -> Floats:
 
 def pool_scale(input_scale, output_scale, count: int) -> np.float32:
     """``f32(sx / f32(sy * n))``: the requantisation scale of an average over ``count`` values."""
-    return np.float32(np.float32(input_scale) / np.float32(np.float32(output_scale) * np.float32(count)))
+    return np.float32(input_scale) / (np.float32(output_scale) * np.float32(count))
 
 
 def requantise(
-    accumulator: Ints, scale, *, bias: Ints | int = 0, zero: int = 0, low: int = -128, high: int = 127
+    accumulator: Ints, scale, *, bias: Ints | int = 0, zero: int = 0, low: int = -128,
+    high: int = 127,
 ) -> NDArray[np.int32]:
     """``clamp(rne(f32(acc + bias) * scale), low - zero, high - zero) + zero``.
 
@@ -82,9 +83,7 @@ def add_scales(a_scale, c_scale, out_scale) -> tuple[np.float32, np.float32]:
     return np.float32(np.float32(a_scale) / out), np.float32(np.float32(c_scale) / out)
 
 
-def add_table(
-    ra, rc, *, a_zero: int, c_zero: int, out_zero: int, c_signed: bool
-) -> Floats:
+def add_table(ra, rc, *, a_zero: int, c_zero: int, out_zero: int, c_signed: bool) -> Floats:
     """``T[c] = fma(C, rc, zo - fma(ra, za, rc*zc))``, indexed by the byte ``c``: float32[256].
 
     With it ``rne(fma(A, ra, T[c]))`` is `QLinearAdd` as ONNX Runtime computes it on x86-64.
@@ -148,7 +147,8 @@ def max_pool(image: Ints, **window) -> NDArray[np.int32]:
 
 
 def sum_pool(
-    image: Ints, scale, *, in_zero: int = 0, zero: int = 0, low: int = -128, high: int = 127, **window
+    image: Ints, scale, *, in_zero: int = 0, zero: int = 0, low: int = -128, high: int = 127,
+    **window,
 ) -> NDArray[np.int32]:
     """Sum of ``value - in_zero`` over the window, requantised; taps outside add nothing."""
     total = _pool(image, lambda taps: (taps - in_zero).sum(axis=-1), **window)

@@ -53,7 +53,7 @@ def to_24_bits(value: Value, low: int) -> Value:
 
 
 def shift_code(m: Module, amount: Value, name: str) -> tuple[Value, Value]:
-    """``(drop, code)`` of a signed left shift: below 0 the value rounds to zero, above 9 it saturates."""
+    """``(drop, code)`` of a left shift: below 0 the value rounds to 0, above 9 it saturates."""
     drop, code = Signal(name=f"{name}_drop"), Signal(4, name=f"{name}_code")
     m.d.comb += [drop.eq(amount < 0), code.eq(Mux(amount > SHIFT_MAX, SHIFT_MAX, amount))]
     return drop, code

@@ -19,9 +19,9 @@ from hdl.compute.float32 import (
 class RequantiseLane(wiring.Component):
     """One lane: ``y = clamp(rne(f32(acc + bias) * scale) + zero, low, high)``.
 
-    Four register stages, stage k loading where ``enable[k]`` is set: 0 sum (int32, wraps), 1 float32
-    mantissa, 2 product rounded to 24 bits, 3 integer. One operand a cycle. Bits equal those of ONNX
-    Runtime's MLAS (`emu.requantise.requantise`); the middle rounding is part of them.
+    Four register stages, stage k loading where ``enable[k]`` is set: 0 sum (int32, wraps), 1
+    float32 mantissa, 2 product rounded to 24 bits, 3 integer. One operand a cycle. Bits equal
+    those of ONNX Runtime's MLAS (`emu.requantise.requantise`), whose middle rounding this keeps.
 
     Members
     -------

@@ -138,4 +138,6 @@ def test_fma_rounds_once():
 
 def test_window_outside_is_refused():
     with pytest.raises(ValueError, match="wholly outside"):
-        rq.max_pool(np.zeros((1, 2, 2), int), kernel=(1, 1), stride=(1, 1), origin=(-1, 0), out=(1, 1))
+        rq.max_pool(
+            np.zeros((1, 2, 2), int), kernel=(1, 1), stride=(1, 1), origin=(-1, 0), out=(1, 1)
+        )

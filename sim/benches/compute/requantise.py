@@ -36,7 +36,8 @@ def operands(rng, kind: str, count: int):
         scale = np.ldexp(1.0, 7 - bits) * (1 + rng.integers(-3, 4, shape) * 2.0**-23)
     else:  # the whole range of both
         acc = rng.integers(-(1 << 31), 1 << 31, shape)
-        acc = np.where(rng.random(shape) < 0.1, rng.choice([0, -(1 << 31), (1 << 31) - 1], shape), acc)
+        ends = rng.choice([0, -(1 << 31), (1 << 31) - 1], shape)
+        acc = np.where(rng.random(shape) < 0.1, ends, acc)
         scale = np.exp2(rng.uniform(-40, 2, shape))
         scale = np.where(rng.random(shape) < 0.1, np.exp2(rng.uniform(-126, 127, shape)), scale)
     return rq.wrap_int32(acc), rq.wrap_int32(bias), scale.astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual lanes against the golden fused multiply-add: typical, tied, cancelling, extreme terms."""
+"""Residual lanes against the golden fused multiply-add: typical, tied, cancelling, extreme."""
 
 import cocotb
 import numpy as np
