@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HBM contents: where tensors, weights, parameters and commands lie, and how words map to channels.
+
+The global image is an array of words ``uint8[words, 16]``; `to_channels` splits it as
+`emu.config.channel_of` does, `from_channels` is its inverse.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.config import SEGMENT_WORDS, WORD_BYTES, Config
+from emu.errors import UserError
+
+Bytes = NDArray[np.uint8]
+LANES = 16
+
+
+def _channel_of_segments(config: Config, rows: int) -> NDArray[np.int64]:
+    """``[row, j]`` = channel of segment ``row * channels + j``."""
+    channels = config.hbm.channels
+    bits = channels.bit_length() - 1
+    fold = np.zeros(rows, np.int64)
+    rest = np.arange(rows, dtype=np.int64)
+    while bits and rest.any():
+        fold ^= rest
+        rest >>= bits
+    return (np.arange(channels)[None, :] ^ fold[:, None]) & (channels - 1)
+
+
+def to_channels(config: Config, words: Bytes) -> list[Bytes]:
+    """Per channel its local words ``uint8[local, 16]``, all of one length."""
+    line = config.hbm.channels * SEGMENT_WORDS
+    rows = -(-len(words) // line)
+    full = np.zeros((rows * line, WORD_BYTES), np.uint8)
+    full[: len(words)] = words
+    full = full.reshape(rows, config.hbm.channels, SEGMENT_WORDS * WORD_BYTES)
+    where = np.argsort(_channel_of_segments(config, rows), axis=1)
+    return [
+        full[np.arange(rows), where[:, channel]].reshape(-1, WORD_BYTES)
+        for channel in range(config.hbm.channels)
+    ]
+
+
+def from_channels(config: Config, channels: list[Bytes]) -> Bytes:
+    """The global words of equally long channel images (a dump may be longer than what was loaded)."""
+    rows = min(len(image) for image in channels) // SEGMENT_WORDS
+    stacked = np.stack(
+        [np.asarray(image)[: rows * SEGMENT_WORDS].reshape(rows, -1) for image in channels], axis=1
+    )
+    where = _channel_of_segments(config, rows)
+    return stacked[np.arange(rows)[:, None], where].reshape(-1, WORD_BYTES)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An activation in HBM as ``C16``: word (c, image, y, x) at
+    ``base + ((c // 16 * images + image) * height + y) * width + x``."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    base: int
+    is_signed: bool
+    zero: int
+
+    @property
+    def groups(self) -> int:
+        return -(-self.shape[1] // LANES)
+
+    @property
+    def plane(self) -> int:
+        """Words of one group: all images."""
+        return self.shape[0] * self.shape[2] * self.shape[3]
+
+    @property
+    def words(self) -> int:
+        return self.groups * self.plane
+
+    def pack(self, values: NDArray) -> Bytes:
+        """Words of ``values`` (NCHW, in the tensor's own domain); padded channels hold the zero."""
+        values = np.asarray(values)
+        if values.shape != self.shape:
+            raise UserError(f"tensor {self.name}: shape {values.shape} given, {self.shape} expected")
+        low, high = (-128, 127) if self.is_signed else (0, 255)
+        if values.size and (values.min() < low or values.max() > high):
+            raise UserError(f"tensor {self.name}: values outside {low} .. {high}")
+        n, c, h, w = self.shape
+        full = np.full((n, self.groups * LANES, h, w), self.zero & 0xFF, np.uint8)
+        full[:, :c] = values.astype(np.int64) & 0xFF
+        full = full.reshape(n, self.groups, LANES, h, w).transpose(1, 0, 3, 4, 2)
+        return np.ascontiguousarray(full).reshape(-1, WORD_BYTES)
+
+    def unpack(self, words: Bytes) -> NDArray:
+        """Inverse of `pack`: int8 or uint8, NCHW."""
+        n, c, h, w = self.shape
+        full = words.reshape(self.groups, n, h, w, LANES).transpose(1, 0, 4, 2, 3)
+        values = np.ascontiguousarray(full.reshape(n, self.groups * LANES, h, w)[:, :c])
+        return values.view(np.int8) if self.is_signed else values
+
+
+@dataclass
+class Memory:
+    """A bump allocator over global HBM words that also collects initial contents."""
+
+    config: Config
+    used: int = 0
+    pieces: list[tuple[NDArray[np.int64] | int, Bytes]] = field(default_factory=list)
+
+    def allocate(self, words: int, what: str, align: int = SEGMENT_WORDS) -> int:
+        """First word of a new area.
+
+        Raises
+        ------
+        UserError
+            If HBM is full.
+        """
+        base = -(-self.used // align) * align
+        self.used = base + words
+        if self.used > self.config.hbm_words:
+            need, have = self.used * WORD_BYTES, self.config.hbm_words * WORD_BYTES
+            raise UserError(
+                f"{what} does not fit HBM: {need / 2**20:.1f} MiB needed, {have / 2**20:.1f} MiB "
+                f"there, {(need - have) / 2**20:.1f} MiB too many"
+            )
+        return base
+
+    def put(self, address: NDArray[np.int64] | int, words: Bytes) -> None:
+        """Initial contents: consecutive from an address, or one address per 16 bytes."""
+        self.pieces.append((address, words))
+
+    def build(self) -> Bytes:
+        """The global image, `used` words."""
+        image = np.zeros((self.used, WORD_BYTES), np.uint8)
+        for address, words in self.pieces:
+            if isinstance(address, int):
+                image[address : address + len(words)] = words
+            else:
+                image[address] = words
+        return image
+
+
+def weight_tiles(layer, shape, groups: range) -> list[Bytes]:
+    """Per output group its weight tiles in consumption order, ``uint8[tiles, tile_words * 16]``."""
+    weights = np.asarray(layer.weights).astype(np.int64)
+    outputs, _, kh, kw = weights.shape
+    pad = int(layer.weight_zero)
+    if shape.diagonal:
+        full = np.full((shape.out_groups * LANES, kh * kw), pad, np.int64)
+        full[:outputs] = weights.reshape(outputs, kh * kw)
+        tiles = full.reshape(-1, LANES, kh * kw).transpose(0, 2, 1) & 0xFF
+        return [tiles[g].astype(np.uint8) for g in groups]
+    found = []
+    for g in groups:
+        first, count = shape.needs[g]
+        full = np.full((LANES, count * LANES, kh * kw), pad, np.int64)
+        _fill(full, weights, g, first, layer.groups)
+        tiles = full.reshape(LANES, count, LANES, kh * kw).transpose(1, 3, 0, 2) & 0xFF
+        found.append(tiles.astype(np.uint8).reshape(count * kh * kw, LANES * LANES))
+    return found
+
+
+def _fill(full, weights, g: int, first: int, groups: int) -> None:
+    outputs, per_group = weights.shape[:2]
+    flat = weights.reshape(outputs, per_group, -1)
+    if groups == 1:
+        rows = flat[g * LANES : (g + 1) * LANES]
+        full[: len(rows), :per_group] = rows
+        return
+    for j, output in enumerate(range(g * LANES, min((g + 1) * LANES, outputs))):
+        start = output // (outputs // groups) * per_group - first * LANES
+        full[j, start : start + per_group] = flat[output]
+
+
+def parameter_words(layer, shape, groups: range) -> Bytes:
+    """Eight words per output group: int32 bias[16] then float32 scale[16] (padding: 0 and 1)."""
+    outputs = shape.out_groups * LANES
+    bias, scale = np.zeros(outputs, np.int32), np.ones(outputs, np.float32)
+    count = layer.weights.shape[0]
+    bias[:count] = np.asarray(layer.bias, np.int64).astype(np.int32)
+    scale[:count] = np.asarray(layer.scale, np.float32)
+    both = np.stack([bias.view(np.uint8).reshape(-1, 64), scale.view(np.uint8).reshape(-1, 64)], 1)
+    return both[groups.start : groups.stop].reshape(-1, WORD_BYTES)

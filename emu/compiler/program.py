@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compiled program and the compiler's top: network in, command streams and memory image out.
+
+Binary form
+-----------
+A program is one image of global HBM, words of 16 bytes, and nothing else:
+
+* word ``i`` (tile ``i = y * cols + x``) is the directory: bits 0-27 the first word of the tile's
+  command stream, bits 32-63 its number of commands;
+* then activations (`emu.compiler.images.Tensor`), per step the parameters (8 words per output
+  group: int32 bias[16], float32 scale[16]) and weight blocks (16 tiles each; a block of every
+  channel part side by side, in order of consumption);
+* then the command streams (`emu.isa`, 128 bytes a command), each on a 16-word boundary.
+
+`to_channels` splits it over the pseudo-channels as `emu.config.channel_of` does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.compiler.emit import Emitter, Step
+from emu.compiler.geometry import Geometry, geometry_of
+from emu.compiler.images import (
+    Bytes,
+    Memory,
+    Tensor,
+    from_channels,
+    parameter_words,
+    to_channels,
+    weight_tiles,
+)
+from emu.compiler.mapping import Split, choose
+from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
+from emu.compiler.schedule import schedule
+from emu.compiler.tiling import Plan, Weights, input_cuts, plan_step, plan_weights
+from emu.config import BLOCK_TILES, SEGMENT_WORDS, WORD_BYTES, Config
+from emu.errors import UserError
+from emu.isa import COMMAND_WORDS
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that a run of a network on a machine needs.
+
+    streams: per tile ``(x, y)`` its encoded commands.
+    words: the global HBM image without inputs.
+    tensors: where every activation lies; ``input_names`` must be given to `image`.
+    rooflines: bounds per step; ``cycle_limit`` is when a run is declared hung.
+    read_bytes, write_bytes: compulsory (distinct) HBM bytes, commands excluded.
+    planned_read_bytes: what the commands read, repeats included, commands excluded.
+    dump_words: words per channel that hold everything `outputs` reads.
+    """
+
+    config: Config
+    streams: dict[tuple[int, int], list[bytes]]
+    words: Bytes
+    tensors: dict[str, Tensor]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    rooflines: tuple[Roofline, ...]
+    splits: tuple[str, ...]
+    planned_read_bytes: int
+
+    @property
+    def read_bytes(self) -> int:
+        return WORD_BYTES * sum(r.read_words for r in self.rooflines)
+
+    @property
+    def write_bytes(self) -> int:
+        return WORD_BYTES * sum(r.write_words for r in self.rooflines)
+
+    @property
+    def command_bytes(self) -> int:
+        return sum(len(command) for stream in self.streams.values() for command in stream)
+
+    @property
+    def roofline_cycles(self) -> float:
+        return sum(r.cycles for r in self.rooflines)
+
+    @property
+    def cycle_limit(self) -> int:
+        return int(20 * self.roofline_cycles) + 100_000
+
+    @property
+    def dump_words(self) -> int:
+        line = self.config.hbm.channels * SEGMENT_WORDS
+        return -(-len(self.words) // line) * SEGMENT_WORDS
+
+    def global_image(self, inputs: Mapping[str, NDArray]) -> Bytes:
+        """The global HBM image with ``inputs`` in place.
+
+        Raises
+        ------
+        UserError
+            If an input is missing, unknown or of the wrong shape.
+        """
+        unknown = sorted(set(inputs) - set(self.input_names))
+        missing = sorted(set(self.input_names) - set(inputs))
+        if unknown or missing:
+            raise UserError(
+                f"inputs: {'missing ' + ', '.join(missing) if missing else ''}"
+                f"{'; ' if missing and unknown else ''}"
+                f"{'not an input: ' + ', '.join(unknown) if unknown else ''}"
+            )
+        words = self.words.copy()
+        for name, values in inputs.items():
+            tensor = self.tensors[name]
+            words[tensor.base : tensor.base + tensor.words] = tensor.pack(values)
+        return words
+
+    def image(self, inputs: Mapping[str, NDArray]) -> list[Bytes]:
+        """Per channel its image ``uint8[dump_words, 16]``."""
+        return to_channels(self.config, self.global_image(inputs))
+
+    def outputs(self, image: list[Bytes], every: bool = False) -> dict[str, NDArray]:
+        """Output tensors (with ``every`` also intermediate ones) from dumped channel images."""
+        short = min(len(channel) for channel in image)
+        if short < self.dump_words:
+            raise UserError(f"the dump has {short} words per channel, {self.dump_words} are needed")
+        words = from_channels(self.config, image)
+        return self.read_tensors(words, every)
+
+    def read_tensors(self, words: Bytes, every: bool = False) -> dict[str, NDArray]:
+        """Output tensors from the global image."""
+        names = self.tensors if every else self.output_names
+        return {
+            name: t.unpack(words[t.base : t.base + t.words])
+            for name in names for t in [self.tensors[name]]
+        }
+
+
+def compile_network(network, config: Config, *, check: bool = True) -> Program:
+    """Compile ``network`` (a `emu.network` network or a sequence of ConvLayers) for ``config``.
+
+    Parameters
+    ----------
+    check: Play the token game over the finished streams (`emu.interpreter.verify`).
+
+    Raises
+    ------
+    UserError
+        If a layer fits neither the scratchpads nor HBM, or a size exceeds its command field.
+    """
+    layers = list(getattr(network, "layers", network))
+    if not layers:
+        raise UserError("the network has no layers")
+    plans = _plan(config, layers)
+    memory = Memory(config)
+    memory.allocate(config.mesh.tiles, "the directory")
+    tensors = _tensors(memory, layers)
+    steps = [_place(memory, layers[k], plan, tensors) for k, plan in plans]
+    streams = Emitter(config, steps).emit()
+    _place_streams(memory, config, streams)
+    produced = {layer.output_name for layer in layers}
+    consumed = {layer.input_name for layer in layers}
+    program = Program(
+        config=config, streams=streams, words=memory.build(), tensors=tensors,
+        input_names=tuple(t for t in tensors if t not in produced),
+        output_names=tuple(t for t in tensors if t in produced - consumed),
+        rooflines=tuple(step_roofline(config, step) for step in steps),
+        splits=tuple(f"{s.plan.split.pixel_parts}x{s.plan.split.channel_parts}" for s in steps),
+        planned_read_bytes=WORD_BYTES * sum(planned_read_words(config, step) for step in steps),
+    )
+    if check:
+        from emu.interpreter import verify  # the interpreter reads programs: imported late
+
+        verify(program)
+    return program
+
+
+def _plan(config: Config, layers: list) -> list[tuple[int, Plan]]:
+    """(layer index, plan) of every step; all plans share one frame area."""
+    shapes = [geometry_of(layer) for layer in layers]
+    first = [_plan_layer(config, shape, None) for shape in shapes]
+    frames = min(plan.frames for plans in first for plan in plans)
+    if any(plan.frames != frames for plans in first for plan in plans):
+        first = [_plan_layer(config, shape, frames) for shape in shapes]
+    return [(k, plan) for k, plans in enumerate(first) for plan in plans]
+
+
+def _plan_layer(config: Config, shape: Geometry, frames: int | None) -> list[Plan]:
+    """One plan, or several over ranges of the output groups if one does not fit."""
+    count = 1
+    while count <= shape.out_groups:
+        edges = [shape.out_groups * k // count for k in range(count + 1)]
+        plans = []
+        for a, b in zip(edges[:-1], edges[1:], strict=True):
+            plan = _plan_groups(config, shape, range(a, b), frames)
+            if plan is None:
+                break
+            plans.append(plan)
+        if len(plans) == count:
+            return plans
+        count = shape.out_groups if count < shape.out_groups < 2 * count else 2 * count
+    least = shape.taps + 2 * 256 + 8 + 2
+    raise UserError(
+        f"layer {shape.name}: does not fit the scratchpad of {config.scratchpad.words} words: one "
+        f"output pixel needs at least {least} words with two parameter frames"
+    )
+
+
+def _plan_groups(config: Config, shape: Geometry, groups: range, frames: int | None):
+    """The best split that fits. A split that needs weights again and again costs HBM time that the
+    estimate does not know, so one that keeps its inputs whole is preferred among the first few."""
+    fallback = None
+    for split in choose(config, shape, groups):
+        plan = plan_step(config, shape, split, groups, frames)
+        if plan and (plan.mode in ("keep", "batch") or plan.bands == 1):
+            return plan
+        fallback = fallback or plan
+    return fallback
+
+
+def _tensors(memory: Memory, layers: list) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        for name, shape, signed, zero in (
+            (layer.input_name, layer.input_shape, layer.x_signed, layer.x_zero),
+            (layer.output_name, layer.output_shape, layer.y_signed, layer.y_zero),
+        ):
+            known = tensors.get(name)
+            shape = tuple(int(n) for n in shape)
+            if known is None:
+                tensor = Tensor(name, shape, 0, bool(signed), int(zero))
+                base = memory.allocate(tensor.words, f"tensor {name}", 64)
+                tensors[name] = Tensor(name, shape, base, bool(signed), int(zero))
+            elif known.shape != shape or known.is_signed != bool(signed):
+                raise UserError(
+                    f"layer {layer.name}: tensor {name} is {known.shape}, {shape} expected"
+                )
+    return tensors
+
+
+def _place(memory: Memory, layer, plan: Plan, tensors: dict[str, Tensor]) -> Step:
+    """Lay out parameters and weight blocks of one step and schedule its tiles."""
+    cuts = input_cuts(plan)
+    active = [
+        c for c in range(plan.split.channel_parts)
+        if plan.channel_range(c)[0] < plan.channel_range(c)[1]
+    ]
+    weights = {c: plan_weights(plan, c, cuts) for c in active}
+    params = {}
+    for c in active:
+        groups = range(*plan.channel_range(c))
+        params[c] = memory.allocate(8 * len(groups), f"parameters of {layer.name}")
+        memory.put(params[c], parameter_words(layer, plan.shape, groups))
+    slot = BLOCK_TILES * plan.shape.tile_words
+    blocks = max(w.blocks for w in weights.values())
+    area = memory.allocate(blocks * len(active) * slot, f"weights of {layer.name}", 256)
+    bases = {c: area + rank * slot for rank, c in enumerate(active)}
+    for c in active:
+        _put_weights(memory, layer, plan, weights[c], c, bases[c], len(active) * slot)
+    work = {
+        (p, c): schedule(plan, weights[c], p, c, cuts)
+        for p in range(plan.split.pixel_parts) for c in active
+    }
+    return Step(
+        layer=layer, plan=plan, source=tensors[layer.input_name], target=tensors[layer.output_name],
+        weights=weights, work=work, weight_base=bases, block_stride=len(active) * slot,
+        params=params,
+    )
+
+
+def _put_weights(memory, layer, plan: Plan, weights: Weights, c: int, base: int, stride: int):
+    """Write the tiles of channel part ``c``, segment by segment, into its blocks."""
+    groups = range(*plan.channel_range(c))
+    tiles = dict(zip(groups, weight_tiles(layer, plan.shape, groups), strict=True))
+    size = plan.shape.tile_words
+    for batch in weights.segments:
+        for segment in batch:
+            parts = []
+            for g in range(*segment.groups):
+                low = plan.shape.needs[g][0]
+                a, b = segment.inputs
+                if segment.groups[1] - segment.groups[0] > 1:  # whole windows, maybe advancing
+                    a, b = low, low + plan.shape.needs[g][1]
+                parts.append(tiles[g][(a - low) * plan.shape.taps : (b - low) * plan.shape.taps])
+            data = np.concatenate(parts).reshape(-1, WORD_BYTES)
+            first = weights.descriptors[segment.descriptor][0] * BLOCK_TILES + segment.first_tile
+            number = first + np.arange(len(data) // size)
+            address = base + number // BLOCK_TILES * stride + number % BLOCK_TILES * size
+            memory.put((address[:, None] + np.arange(size)).reshape(-1), data)
+
+
+def _place_streams(memory: Memory, config: Config, streams) -> None:
+    directory = np.zeros((config.mesh.tiles, 2), np.uint64)
+    for (x, y), commands in streams.items():
+        base = memory.allocate(len(commands) * COMMAND_WORDS, "the command streams")
+        memory.put(base, np.frombuffer(b"".join(commands), np.uint8).reshape(-1, WORD_BYTES))
+        directory[y * config.mesh.cols + x, 0] = base | len(commands) << 32
+    memory.put(0, directory.view(np.uint8).reshape(-1, WORD_BYTES))
+
+
+__all__ = ["Program", "Split", "compile_network"]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three bounds of a program, in cycles: nothing can be faster than the largest of them."""
+
+from dataclasses import dataclass
+
+from emu.compiler.emit import Step
+from emu.config import Config
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Cycles that one step needs at least.
+
+    compute: the worst tile's passes, each max(pixels, words loaded, 4).
+    hbm: compulsory words over all channels at one word per cycle each.
+    inbound: words delivered to the worst tile, one per cycle.
+    """
+
+    name: str
+    compute: int
+    hbm: float
+    inbound: int
+    read_words: int
+    write_words: int
+    macs: int
+
+    @property
+    def cycles(self) -> float:
+        return max(self.compute, self.hbm, self.inbound)
+
+
+def _input_words(step: Step) -> int:
+    """Distinct input words that the step needs."""
+    shape = step.plan.shape
+    low, high = shape.range_needs(step.plan.groups.start, step.plan.groups.stop)
+    rows: dict[int, set[int]] = {}
+    single = 0
+    for region in shape.regions(0, shape.pixels):
+        if shape.height == 1:
+            single += region.cols
+        else:
+            rows.setdefault(region.image, set()).update(range(region.y0, region.y0 + region.rows))
+    return (high - low) * (single + sum(len(each) for each in rows.values()) * shape.width)
+
+
+def step_roofline(config: Config, step: Step) -> Roofline:
+    """Bounds of one planned step."""
+    plan, shape, layer = step.plan, step.plan.shape, step.layer
+    compute = inbound = 0
+    for (_, c), work in step.work.items():
+        passes = sum(
+            op.segment.tiles * max(op.pixels[1] - op.pixels[0], shape.tile_words, 4)
+            for op in work.ops
+        )
+        first, last = plan.channel_range(c)
+        words = sum(piece.words for item in work.items for piece in item.pieces)
+        tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
+        words += work.generations * tiles * shape.tile_words + 8 * (last - first)
+        compute, inbound = max(compute, passes), max(inbound, words)
+    tiles = sum(shape.passes(g) for g in plan.groups)
+    read = _input_words(step) + tiles * shape.tile_words + 8 * len(plan.groups)
+    write = len(plan.groups) * shape.pixels
+    share = len(plan.groups) / shape.out_groups
+    outputs, group_inputs, kh, kw = layer.weights.shape
+    return Roofline(
+        name=shape.name, compute=compute, hbm=(read + write) / config.hbm.channels,
+        inbound=inbound, read_words=read, write_words=write,
+        macs=round(share * shape.pixels * outputs * group_inputs * kh * kw),
+    )
+
+
+def planned_read_words(config: Config, step: Step) -> int:
+    """Words that the step's commands read from HBM: loads by leaders and blocks, with repeats."""
+    plan = step.plan
+    total = 0
+    for (p, c), work in step.work.items():
+        if not plan.share_inputs or c == step.leader_of_inputs(p):
+            total += sum(piece.words for item in work.items for piece in item.pieces)
+        first, last = plan.channel_range(c)
+        leads = p == step.leader_of_weights(c)
+        if leads or not config.mesh.multicast:
+            total += 8 * (last - first)
+        if leads or not plan.share_weights:
+            tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
+            total += work.generations * tiles * plan.shape.tile_words
+    return total
+
+
+__all__ = ["Roofline", "planned_read_words", "step_roofline"]

@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command streams executed without a clock: the machine's functional model and the token game.
+
+Every tile's stream is dispatched in order into its four bounded queues; the head of any queue whose
+semaphores suffice runs at once. Words that a LOAD requested arrive later, in an order chosen by the
+caller, so a program that reads too early or refills too soon computes something else or is caught.
+Checked: address ranges, reads of scratchpad words never written, stores over unread inputs of the
+program text (directory and streams), frames (at most `count` blocks held, each shared residence
+released once by every member), words that nobody awaited, and that something can always run.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.config import BLOCK_TILES, BLOCK_WORDS, SEMAPHORES, WORD_BYTES, Config
+from emu.errors import UserError
+from emu.isa import (
+    COMMAND_BYTES,
+    COMMAND_WORDS,
+    QUEUE_OF,
+    RECT,
+    SIGNALS,
+    WAITS,
+    Opcode,
+    Queue,
+    WeightMode,
+    decode,
+    unpack_fields,
+)
+from emu.requantise import requantise
+
+Bytes = NDArray[np.uint8]
+Fields = dict[str, int]
+LANES = 16
+AT_DISPATCH = (
+    Opcode.LAYER, Opcode.FRAMES, Opcode.PIN, Opcode.UNPIN, Opcode.SET, Opcode.ADD, Opcode.END
+)
+
+
+class ProgramError(UserError):
+    """A program that the machine could not run."""
+
+
+def tiles_of(rect: int) -> list[tuple[int, int]]:
+    """Coordinates (x, y) of an encoded rectangle."""
+    r = unpack_fields(RECT, rect)
+    return [
+        (x, y)
+        for y in range(r["y0"], r["y1"] + 1, 1 << r["ys"])
+        for x in range(r["x0"], r["x1"] + 1, 1 << r["xs"])
+    ]
+
+
+def offsets(fields: Fields, prefix: str) -> NDArray[np.int64]:
+    """Word offsets of a LOAD or STORE in order: ``prefix`` ``s`` scratchpad, ``f`` far."""
+    index = np.arange(fields["run"], dtype=np.int64)
+    for k in range(3):
+        steps = np.arange(fields[f"count{k}"], dtype=np.int64) * fields[f"{prefix}_stride{k}"]
+        index = (steps[:, None] + index[None, :]).reshape(-1)
+    return index
+
+
+@dataclass
+class Tile:
+    """State of one tile."""
+
+    x: int
+    y: int
+    commands: list[tuple[Opcode, Fields]]
+    data: Bytes
+    written: NDArray[np.bool_]
+    next: int = 0
+    semaphores: list[int] = field(default_factory=lambda: [0] * SEMAPHORES)
+    queues: tuple[deque, ...] = field(default_factory=lambda: tuple(deque() for _ in Queue))
+    descriptors: dict[int, Fields] = field(default_factory=dict)
+    registers: list[int] = field(default_factory=lambda: [0] * 8)
+    frames: Fields = field(default_factory=dict)
+    held: set[tuple[int, int]] = field(default_factory=set)
+    accumulators: NDArray[np.int64] | None = None
+    done: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"tile {self.x},{self.y}"
+
+
+@dataclass
+class Counts:
+    """What an execution moved, in words."""
+
+    load_words: int = 0
+    block_words: int = 0
+    store_words: int = 0
+    inbound: dict[tuple[int, int], int] = field(default_factory=dict)
+    commands: int = 0
+
+
+class Interpreter:
+    """Runs the streams of ``words`` (a global HBM image) on ``config``.
+
+    Parameters
+    ----------
+    values: False plays the token game alone: no arithmetic, no data.
+    eager: LOADs are delivered as soon as issued (True) or when nothing else can run (False).
+    """
+
+    def __init__(self, config: Config, words: Bytes, *, values: bool = True, eager: bool = True):
+        self.config, self.values, self.eager = config, values, eager
+        self.words = words.copy() if values else words
+        self.pending: deque = deque()
+        self.counts = Counts()
+        self.fetched: set[tuple[tuple[int, int], int, int]] = set()
+        self.tiles: dict[tuple[int, int], Tile] = {}
+        size = config.scratchpad.words
+        decoded: dict[bytes, tuple[Opcode, Fields]] = {}
+        directory = words[: config.mesh.tiles].view(np.uint64)
+        for y in range(config.mesh.rows):
+            for x in range(config.mesh.cols):
+                entry = int(directory[y * config.mesh.cols + x, 0])
+                base, count = entry & (1 << 28) - 1, entry >> 32
+                raw = self._range(base, count * COMMAND_WORDS, f"tile {x},{y}: stream").tobytes()
+                chunks = [raw[k : k + COMMAND_BYTES] for k in range(0, len(raw), COMMAND_BYTES)]
+                commands = [decoded.get(c) or decoded.setdefault(c, decode(c)) for c in chunks]
+                self.tiles[x, y] = Tile(
+                    x, y, commands, np.zeros((size if values else 0, WORD_BYTES), np.uint8),
+                    np.zeros(size, bool),
+                )
+
+    def _range(self, base: int, count: int, what: str) -> Bytes:
+        if base < 0 or base + count > len(self.words):
+            raise ProgramError(f"{what}: words {base} .. {base + count - 1} lie outside the image")
+        return self.words[base : base + count]
+
+    def run(self) -> Bytes:
+        """Execute everything; returns the global HBM image afterwards.
+
+        Raises
+        ------
+        ProgramError
+            If nothing can run although not all tiles are done, or a check fails.
+        """
+        while not all(tile.done for tile in self.tiles.values()):
+            moved = False
+            for tile in self.tiles.values():
+                moved |= self._dispatch(tile)
+                for queue in Queue:
+                    moved |= self._advance(tile, queue)
+            if self.pending and (self.eager or not moved):
+                moved = True
+                for _ in range(len(self.pending) if self.eager else 1):
+                    self._arrive(*self.pending.pop())
+            if not moved:
+                raise ProgramError(f"the program stops: {self._stuck()}")
+        self._finish()
+        return self.words
+
+    def _stuck(self) -> str:
+        for tile in self.tiles.values():
+            for queue in Queue:
+                if tile.queues[queue]:
+                    opcode, fields = tile.queues[queue][0]
+                    waits = [
+                        f"semaphore {fields[f'wait{i}_sem']} >= {fields[f'wait{i}_count']} "
+                        f"(is {tile.semaphores[fields[f'wait{i}_sem']]})"
+                        for i in range(WAITS) if fields[f"wait{i}_count"]
+                    ]
+                    return f"{tile.name}, {opcode.name} in queue {queue.name} awaits {', '.join(waits)}"
+        return "no queue holds a command"
+
+    def _finish(self) -> None:
+        for tile in self.tiles.values():
+            if any(tile.semaphores):
+                sem = next(k for k, value in enumerate(tile.semaphores) if value)
+                raise ProgramError(
+                    f"{tile.name}: semaphore {sem} ends at {tile.semaphores[sem]}, not 0"
+                )
+            if tile.held:
+                layer, block = min(tile.held)
+                raise ProgramError(f"{tile.name}: block {block} of layer {layer} is never released")
+
+    # Dispatch
+
+    def _dispatch(self, tile: Tile) -> bool:
+        moved = False
+        while tile.next < len(tile.commands) and not tile.done:
+            opcode, fields = tile.commands[tile.next]
+            if opcode in AT_DISPATCH:
+                if not self._at_dispatch(tile, opcode, fields):
+                    break
+            else:
+                queue = tile.queues[QUEUE_OF.get(opcode, fields.get("queue", 0))]
+                if len(queue) >= self.config.core.queue_depth:
+                    break
+                queue.append((opcode, self._indexed(tile, opcode, fields)))
+            self.counts.commands += 1
+            tile.next += 1
+            moved = True
+        if tile.next >= len(tile.commands) and not tile.done:
+            raise ProgramError(f"{tile.name}: the stream has no END")
+        return moved
+
+    def _indexed(self, tile: Tile, opcode: Opcode, fields: Fields) -> Fields:
+        if not fields["index_valid"] or opcode == Opcode.SYNC:
+            return fields
+        name = "base" if opcode == Opcode.COMPUTE else "far"
+        return fields | {name: fields[name] + tile.registers[fields["index"]]}
+
+    def _at_dispatch(self, tile: Tile, opcode: Opcode, fields: Fields) -> bool:
+        if opcode == Opcode.END:
+            if any(tile.queues):
+                return False
+            tile.done = True
+        elif opcode == Opcode.FRAMES:
+            if tile.queues[Queue.COMPUTE]:
+                return False
+            if fields["base"] + fields["count"] * BLOCK_WORDS > self.config.scratchpad.words:
+                raise ProgramError(f"{tile.name}: frames beyond the scratchpad")
+            tile.frames = fields
+        elif opcode == Opcode.LAYER:
+            if tile.held and any(layer == fields["layer"] for layer, _ in tile.held):
+                raise ProgramError(f"{tile.name}: layer {fields['layer']} rewritten while in use")
+            for tag in {t for t in self.fetched if t[0] == (tile.x, tile.y) and t[1] == fields["layer"]}:
+                self.fetched.discard(tag)
+            tile.descriptors[fields["layer"]] = fields
+        elif opcode == Opcode.SET:
+            tile.registers[fields["register"]] = fields["value"]
+        elif opcode == Opcode.ADD:
+            value = tile.registers[fields["register"]] + fields["value"]
+            tile.registers[fields["register"]] = value & (1 << 28) - 1
+        return True
+
+    # Queues
+
+    def _advance(self, tile: Tile, queue: Queue) -> bool:
+        moved = False
+        commands = tile.queues[queue]
+        while commands:
+            opcode, fields = commands[0]
+            waits = [
+                (fields[f"wait{i}_sem"], fields[f"wait{i}_count"])
+                for i in range(WAITS) if fields[f"wait{i}_count"]
+            ]
+            need: dict[int, int] = {}
+            for sem, count in waits:
+                need[sem] = need.get(sem, 0) + count
+            if any(tile.semaphores[sem] < count for sem, count in need.items()):
+                break
+            for sem, count in need.items():
+                tile.semaphores[sem] -= count
+            commands.popleft()
+            if opcode == Opcode.COMPUTE:
+                self._compute(tile, fields)
+            elif opcode == Opcode.LOAD:
+                self._load(tile, fields)
+            elif opcode == Opcode.STORE:
+                self._store(tile, fields)
+            elif opcode != Opcode.SYNC:
+                raise ProgramError(f"{tile.name}: the interpreter has no {opcode.name}")
+            self._signal(fields)
+            moved = True
+        return moved
+
+    def _signal(self, fields: Fields) -> None:
+        for i in range(SIGNALS):
+            if fields[f"signal{i}_valid"]:
+                for where in tiles_of(fields[f"signal{i}_rect"]):
+                    self._count(self.tiles[where], fields[f"signal{i}_sem"], 1)
+
+    def _count(self, tile: Tile, sem: int, amount: int) -> None:
+        tile.semaphores[sem] += amount
+        if tile.semaphores[sem] >= 1 << 16:
+            raise ProgramError(f"{tile.name}: semaphore {sem} overflows")
+
+    # Moves
+
+    def _load(self, tile: Tile, fields: Fields) -> None:
+        receivers = tiles_of(fields["rect"])
+        if (tile.x, tile.y) not in receivers:
+            raise ProgramError(f"{tile.name}: LOAD does not include the tile itself")
+        if fields["gather"]:
+            raise ProgramError(f"{tile.name}: the interpreter has no gather")
+        self.pending.append((tile, fields, receivers))
+
+    def _arrive(self, tile: Tile, fields: Fields, receivers) -> None:
+        far = fields["far"] + offsets(fields, "f")
+        near = fields["scratchpad"] + offsets(fields, "s")
+        self._check(tile, near, len(tile.written), "LOAD to scratchpad")
+        self._check(tile, far, len(self.words), "LOAD from HBM")
+        self.counts.load_words += len(far)
+        for where in receivers:
+            other = self.tiles[where]
+            if self.values:
+                other.data[near] = self.words[far]
+            other.written[near] = True
+            self.counts.inbound[where] = self.counts.inbound.get(where, 0) + len(far)
+            if fields["sem_valid"]:
+                self._count(other, fields["sem"], len(far))
+
+    def _check(self, tile: Tile, index: NDArray, limit: int, what: str) -> None:
+        if len(index) and (index.min() < 0 or index.max() >= limit):
+            raise ProgramError(
+                f"{tile.name}: {what} reaches words {index.min()} .. {index.max()}, limit {limit}"
+            )
+
+    def _store(self, tile: Tile, fields: Fields) -> None:
+        near = fields["scratchpad"] + offsets(fields, "s")
+        far = fields["far"] + offsets(fields, "f")
+        if fields["to_tiles"]:
+            raise ProgramError(f"{tile.name}: the interpreter has no stores to tiles")
+        self._check(tile, near, len(tile.written), "STORE from scratchpad")
+        self._check(tile, far, len(self.words), "STORE to HBM")
+        self._check_written(tile, near, "STORE")
+        self.counts.store_words += len(far)
+        if self.values:
+            self.words[far] = tile.data[near]
+
+    def _check_written(self, tile: Tile, index: NDArray, what: str) -> None:
+        if not tile.written[index].all():
+            missing = int(index[~tile.written[index]][0])
+            raise ProgramError(f"{tile.name}: {what} reads scratchpad word {missing}, never written")
+
+    # Compute
+
+    def _compute(self, tile: Tile, f: Fields) -> None:
+        pixels = f["pixels"]
+        if not 1 <= pixels <= self.config.core.accumulator_rows:
+            raise ProgramError(f"{tile.name}: {pixels} pixels in one COMPUTE")
+        if f["out_groups"] > 1 and not (f["first"] and f["last"]):
+            raise ProgramError(f"{tile.name}: several output groups without first and last")
+        self._use_blocks(tile, f)
+        index, inside = self._addresses(f)
+        if self.values:
+            weights = self._weights(tile, f)
+        for g in range(f["out_groups"]):
+            where = index + g * f["advance"]
+            self._check(tile, where[:, inside], len(tile.written), "COMPUTE")
+            self._check_written(tile, where[:, inside].reshape(-1), "COMPUTE")
+            if self.values:
+                self._accumulate(tile, f, where, inside, weights[g])
+            if f["last"]:
+                self._drain(tile, f, g)
+
+    def _addresses(self, f: Fields):
+        """(address[in_group, tap, pixel], inside[tap, pixel]) of the window."""
+        column = f["first_x"] + np.arange(f["pixels"])
+        row, column = column // f["out_width"], column % f["out_width"]
+        ky, kx = np.divmod(np.arange(f["kh"] * f["kw"]), f["kw"])
+        y = f["y0"] + row[None, :] * f["sy"] + ky[:, None] * f["dy"]
+        x = f["x0"] + column[None, :] * f["sx"] + kx[:, None] * f["dx"]
+        inside = (y >= 0) & (y < f["height"]) & (x >= 0) & (x < f["width"])
+        plane = f["base"] + y * f["row"] + x * f["step"]
+        return np.arange(f["in_groups"])[:, None, None] * f["plane"] + plane[None], inside
+
+    def _accumulate(self, tile: Tile, f: Fields, where, inside, weights) -> None:
+        where = np.where(inside[None], where, 0)
+        raw = tile.data[where]
+        values = (raw.view(np.int8) if f["a_signed"] else raw).astype(np.float64) - f["a_zero"]
+        values[:, ~inside] = 0
+        matrix = values.transpose(2, 0, 1, 3).reshape(f["pixels"], -1)
+        if f["w_mode"] == WeightMode.DIAGONAL:
+            total = (values[0] * weights[:, None, :]).sum(axis=0)
+        else:
+            total = matrix @ weights
+        total = np.rint(total).astype(np.int64)
+        tile.accumulators = total if f["first"] else tile.accumulators + total
+
+    def _weights(self, tile: Tile, f: Fields) -> list:
+        """Per output group a matrix [in_group * tap * lane, cell], or [tap, lane] if diagonal."""
+        count = f["in_groups"] * f["kh"] * f["kw"]
+        d = tile.descriptors[f["w_layer"]]
+        number = f["w_tile"] + np.arange(count * f["out_groups"])
+        size = d["tile_words"]
+        address = d["hbm"] + number // BLOCK_TILES * d["stride"] + number % BLOCK_TILES * size
+        index = address[:, None] + np.arange(size)
+        self._check(tile, index, len(self.words), "weights")
+        raw = self.words[index]
+        values = (raw.view(np.int8) if f["w_signed"] else raw).astype(np.float64) - f["w_zero"]
+        values = values.reshape(f["out_groups"], count, size, LANES)
+        if f["w_mode"] == WeightMode.DIAGONAL:
+            return list(values[:, :, 0])
+        if f["w_mode"] == WeightMode.COLUMN:
+            return [each.reshape(count * LANES, LANES) for each in values]
+        if f["w_mode"] != WeightMode.ROW:
+            raise ProgramError(f"{tile.name}: the interpreter has no weight mode {f['w_mode']}")
+        return [each.transpose(0, 2, 1).reshape(count * LANES, LANES) for each in values]
+
+    def _use_blocks(self, tile: Tile, f: Fields) -> None:
+        if f["w_resident"]:
+            raise ProgramError(f"{tile.name}: the interpreter has no resident weights")
+        d = tile.descriptors.get(f["w_layer"])
+        if d is None or not tile.frames:
+            raise ProgramError(f"{tile.name}: layer {f['w_layer']} has no descriptor or no frames")
+        tiles = f["in_groups"] * f["kh"] * f["kw"] * f["out_groups"]
+        last = f["w_tile"] + tiles - 1
+        if last > (d["blocks"] - 1) * BLOCK_TILES + d["last_tiles"]:
+            raise ProgramError(f"{tile.name}: tile {last} is beyond layer {f['w_layer']}")
+        blocks = range(f["w_tile"] // BLOCK_TILES, last // BLOCK_TILES + 1)
+        for block in blocks:
+            self._use_block(tile, f, d, block)
+        if len(tile.held) > tile.frames["count"]:
+            raise ProgramError(f"{tile.name}: {len(tile.held)} blocks held in fewer frames")
+
+    def _use_block(self, tile: Tile, f: Fields, d: Fields, block: int) -> None:
+        tag = ((tile.x, tile.y), f["w_layer"], block)
+        key = (f["w_layer"], block)
+        if tag not in self.fetched:
+            self.fetched.add(tag)
+            tiles = d["last_tiles"] + 1 if block == d["blocks"] - 1 else BLOCK_TILES
+            words = tiles * d["tile_words"]
+            where = (tile.x, tile.y)
+            self.counts.inbound[where] = self.counts.inbound.get(where, 0) + words
+            if where == (d["leader_x"], d["leader_y"]):
+                self.counts.block_words += words
+        elif d["members"] > 1 and key not in tile.held:
+            raise ProgramError(f"{tile.name}: shared block {block} is used again after its release")
+        if f["w_keep"]:
+            tile.held.add(key)
+        else:
+            tile.held.discard(key)
+
+    def _drain(self, tile: Tile, f: Fields, g: int) -> None:
+        if f["out_int32"] or f["table_valid"] or f["residual_valid"]:
+            raise ProgramError(f"{tile.name}: the interpreter has no such drain")
+        params = f["params"] + 8 * g + np.arange(8)
+        out = f["out"] + g * f["out_group"] + np.arange(f["pixels"]) * f["out_step"]
+        self._check(tile, params, len(tile.written), "parameters")
+        self._check_written(tile, params, "drain")
+        self._check(tile, out, len(tile.written), "drain")
+        tile.written[out] = True
+        if self.values:
+            raw = tile.data[params].reshape(-1)
+            result = requantise(
+                tile.accumulators, raw[64:].view(np.float32), bias=raw[:64].view(np.int32),
+                zero=f["out_zero"], low=f["clip_low"], high=f["clip_high"],
+            )
+            tile.data[out] = (result & 0xFF).astype(np.uint8)
+
+
+def verify(program) -> Counts:
+    """Play the token game over ``program`` in both orders of arrival.
+
+    Raises
+    ------
+    ProgramError
+        If the program would stop or breaks a rule of the machine.
+    """
+    for eager in (True, False):
+        interpreter = Interpreter(program.config, program.words, values=False, eager=eager)
+        interpreter.run()
+    return interpreter.counts
+
+
+def execute(program, inputs: Mapping[str, NDArray], *, eager: bool = True) -> dict[str, NDArray]:
+    """Run ``program`` functionally; returns all activations but the inputs by name."""
+    interpreter = Interpreter(program.config, program.global_image(inputs), eager=eager)
+    words = interpreter.run()
+    found = program.read_tensors(words, every=True)
+    return {name: values for name, values in found.items() if name not in program.input_names}
