@@ -85,6 +85,28 @@ def _scan(text: str, design: Design) -> None:
             design.children[module].append((match[2], match[1]))
 
 
+def _wake_constants(text: str) -> str:
+    """Let `always @*` processes that only assign a constant run at time 0.
+
+    A signal of which one part is a process and another a constant gets such processes; nothing
+    they read ever changes, so an event-driven simulator would leave that part X. Yosys's own
+    wake-up register, which its other processes read, does the same for them.
+    """
+
+    def wake(module: re.Match[str]) -> str:
+        register = re.search(r"^  reg (\\\$auto\$verilog_backend\S+) +=", module[0], re.M)
+        if not register:
+            return module[0]
+        return re.sub(
+            r"^  always @\*\n    ([^;]+ = \d+'[hbd][0-9a-f]+;)$",
+            lambda found: f"  always @* begin\n    if ({register[1]} ) begin end\n"
+                          f"    {found[1]}\n  end",
+            module[0], flags=re.M,
+        )
+
+    return re.sub(r"^module .*?^endmodule", wake, text, flags=re.M | re.S)
+
+
 def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
     """RTLIL texts to Verilog texts, one Yosys process for all."""
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +124,9 @@ def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
         if done.returncode:
             raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
         return {
-            f"{name}.v": Path(folder, f"{name}.v").read_text().split("*/\n", 1)[1].lstrip()
+            f"{name}.v": _wake_constants(
+                Path(folder, f"{name}.v").read_text().split("*/\n", 1)[1].lstrip()
+            )
             for name in texts
         }
 
