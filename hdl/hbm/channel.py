@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An HBM pseudo-channel behind an edge port of the mesh."""
+
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from emu.config import Config
+from emu.hbm_timing import TIMINGS
+from hdl.counter import count
+from hdl.fifo import Fifo
+from hdl.hbm import array
+from hdl.hbm.checker import Checker, Rule
+from hdl.hbm.controller import HbmController
+from hdl.hbm.packets import ColumnBus, RowBus
+from hdl.hbm.requests import Ack, Requests
+from hdl.hbm.write_assembler import WriteAssembler
+from hdl.macro import MacroLibrary
+from hdl.packets import DownFlit, ReqFlit, UpFlit
+
+
+class HbmChannel(wiring.Component):
+    """Answers reads with self-addressed words, assembles writes into lines and acknowledges them.
+
+    Reads leave in any order. A write is acknowledged (``Kind.ACK`` with the number of writes) when its
+    line is in the write queue; every read that is requested later sees it. One flit per cycle each way.
+    A read of an idle channel with its row open takes cl + 8 cycles from ``request`` to ``down``.
+
+    Parameters
+    ----------
+    config: The machine.
+    debug: Adds ``row`` and ``column``: the DRAM command bus.
+
+    Members
+    -------
+    channel: Number of the pseudo-channel: names its image and dump files.
+    request: Reads. ``write``: ``Kind.WRITE`` flits. ``down``: Words and acknowledgements.
+    dump: A rising edge writes the array to its file; only when ``idle``.
+    idle: Nothing is queued, assembled or on its way.
+    error: Sticky: an illegal DRAM command was given; ``rule`` says which.
+
+    Raises
+    ------
+    TypeError: When elaborated for anything but Verilog: the DRAM array is Verilog.
+
+    Counters
+    --------
+    read_words, write_words: Words to and from the mesh.
+    """
+
+    def __init__(self, config: Config, *, debug: bool = False):
+        self._config, self._debug = config, debug
+        members = {
+            "channel": In(8),
+            "request": In(stream.Signature(ReqFlit)),
+            "write": In(stream.Signature(UpFlit)),
+            "down": Out(stream.Signature(DownFlit)),
+            "dump": In(1), "idle": Out(1), "error": Out(1), "rule": Out(Rule),
+        }
+        if debug:
+            members |= {"row": Out(RowBus), "column": Out(ColumnBus)}
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        if not isinstance(platform, MacroLibrary):
+            raise TypeError("HbmChannel holds a Verilog DRAM array: use hdl.verilog.generate")
+        m = Module()
+        hbm = self._config.hbm
+        m.submodules.requests = requests = Requests()
+        m.submodules.assembler = assembler = WriteAssembler()
+        m.submodules.acks = acks = Fifo(Ack, 4)
+        m.submodules.controller = controller = HbmController(hbm)
+        m.submodules.checker = checker = Checker(TIMINGS[hbm.timing])
+        phy = controller.phy
+        platform.add_source(array.NAME, array.verilog(hbm))
+        m.submodules.array = array.instance(phy, self.channel, self.dump)
+
+        connect(m, flipped(self.request), requests.request)
+        connect(m, flipped(self.write), assembler.i)
+        connect(m, requests.lines, controller.read)
+        connect(m, controller.words, requests.words)
+        connect(m, acks.o, requests.acks)
+        connect(m, requests.down, flipped(self.down))
+        flushed = assembler.o
+        m.d.comb += [
+            # Acknowledge a line in the cycle in which it is queued.
+            controller.write.valid.eq(flushed.valid & acks.i.ready),
+            controller.write.payload.eq(flushed.payload.write),
+            flushed.ready.eq(controller.write.ready & acks.i.ready),
+            acks.i.valid.eq(flushed.valid & flushed.ready),
+            acks.i.payload.eq(flushed.payload.ack),
+            assembler.fetch.eq(controller.fetch),
+            assembler.beat.eq(controller.beat),
+            controller.write_data.eq(assembler.data),
+            controller.write_mask.eq(assembler.mask),
+            controller.starved.eq(assembler.starved),
+            checker.row.eq(phy.row),
+            checker.column.eq(phy.column),
+            self.error.eq(checker.error),
+            self.rule.eq(checker.rule),
+            self.idle.eq(requests.idle & assembler.idle & controller.idle),
+        ]
+        if self._debug:
+            m.d.comb += [self.row.eq(phy.row), self.column.eq(phy.column)]
+        count(m, "read_words", requests.words.valid & requests.words.ready)
+        count(m, "write_words", self.write.valid & self.write.ready)
+        return m

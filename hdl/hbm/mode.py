@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a pseudo-channel reads and when it writes."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Mode(wiring.Component):
+    """Reads first; writes drain in bursts, because every turn of the bus costs some twenty cycles.
+
+    Writes begin when the write queue is nearly full (``high``), when a read waits for one of them,
+    when the write buffer is full, or when no read waits. A burst of the first kinds goes on to ``low`` writes (and to the write
+    that the read waits for), one of the last kind ends with the next read.
+
+    Parameters
+    ----------
+    writes: Capacity of the write queue.
+
+    Members
+    -------
+    reads: Some read waits. ``level``: Writes waiting. ``conflict``: A read waits for a write.
+    starved: The write buffer has no room.
+    write: Write mode. ``ahead``: The other mode is near enough to open its rows.
+    """
+
+    def __init__(self, writes: int):
+        self._writes = writes
+        super().__init__(
+            {
+                "reads": In(1), "level": In(range(writes + 1)), "conflict": In(1),
+                "starved": In(1),
+                "write": Out(1), "ahead": Out(1),
+            }
+        )
+
+    @property
+    def high(self) -> int:
+        return self._writes - self._writes // 8
+
+    @property
+    def low(self) -> int:
+        return self._writes // 16
+
+    def elaborate(self, platform):
+        m = Module()
+        urgent, must = Signal(), Signal()
+        m.d.comb += [
+            must.eq((self.level >= self.high) | self.conflict | (self.starved & (self.level != 0))),
+            self.ahead.eq(self.write | (self.level >= self.high - 8)),
+        ]
+        with m.If(~self.write):
+            with m.If(must | ((self.level != 0) & ~self.reads)):
+                m.d.sync += [self.write.eq(1), urgent.eq(must)]
+        with m.Else():
+            with m.If(must):
+                m.d.sync += urgent.eq(1)
+            with m.Elif(self.level == 0):
+                m.d.sync += self.write.eq(0)
+            with m.Elif(self.reads & (~urgent | (self.level <= self.low))):
+                m.d.sync += self.write.eq(0)
+        return m

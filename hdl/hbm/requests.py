@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests of the mesh to line reads, and words back to flits."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hdl.hbm.packets import LINE_BITS, TAG_BITS, LineRead, ReadWord
+from hdl.hbm.pool import Pool
+from hdl.packets import DownFlit, Exit, Kind, Reply, ReqFlit
+
+TAGS = 1 << TAG_BITS
+Ack = data.StructLayout({"x": 4, "y": 4, "words": 8})
+"""``words`` written words of tile (x, y) are queued."""
+
+
+class Requests(wiring.Component):
+    """Splits read requests into lines and turns words read into flits that find their own way.
+
+    A request of one to sixteen words in a 16-word segment makes one to four line reads, one per
+    cycle from the cycle after it was taken. Its reply header is kept under a tag until its last word has
+    left. At most 64 requests are in work. A word or acknowledgement leaves one cycle after it came;
+    one flit per cycle.
+
+    Members
+    -------
+    request: `ReqFlit`. ``lines``: `LineRead`. ``words``: `ReadWord`, in any order.
+    acks: Acknowledgements; they go before words. ``down``: `DownFlit`.
+    idle: No request is in work and no flit waits.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "request": In(stream.Signature(ReqFlit)), "lines": Out(stream.Signature(LineRead)),
+                "words": In(stream.Signature(ReadWord)), "acks": In(stream.Signature(Ack)),
+                "down": Out(stream.Signature(DownFlit)), "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.tags = tags = Pool(TAGS)
+        m.submodules.headers = headers = Memory(
+            shape=data.StructLayout({"reply": Reply, "first": 4}), depth=TAGS, init=[])
+        m.submodules.missing = missing = Memory(shape=5, depth=TAGS, init=[])
+        self._split(m, tags, headers, missing)
+        self._answer(m, tags, headers, missing)
+        m.d.comb += self.idle.eq((tags.free == TAGS) & ~self.request.valid & ~self.down.valid
+                                 & ~self.acks.valid)
+        return m
+
+    def _split(self, m, tags, headers, missing):
+        request, lines = self.request, self.lines
+        flit = request.payload
+        busy, tag = Signal(), Signal(TAG_BITS)
+        line, word, left = Signal(LINE_BITS), Signal(2), Signal(5)
+        header, words = headers.write_port(), missing.write_port()
+        taken, fits = Signal(), Signal(5)
+        m.d.comb += [
+            request.ready.eq(~busy & tags.available),
+            taken.eq(request.valid & request.ready),
+            tags.take.eq(taken),
+            header.addr.eq(tags.slot), header.en.eq(taken),
+            header.data.reply.eq(flit.reply), header.data.first.eq(flit.address[:4]),
+            words.addr.eq(tags.slot), words.data.eq(flit.last + 1), words.en.eq(taken),
+            lines.valid.eq(busy),
+            lines.payload.line.eq(line), lines.payload.tag.eq(tag),
+            # Words ``word`` to the end of the line or of the request.
+            fits.eq(word + left),
+            lines.payload.words.eq(
+                (0xF << word) & Mux(fits >= 4, 0xF, (1 << fits[:2]) - 1)),
+        ]
+        with m.If(taken):
+            m.d.sync += [
+                busy.eq(1), tag.eq(tags.slot),
+                Cat(word, line).eq(flit.address), left.eq(flit.last + 1),
+            ]
+        with m.Elif(lines.valid & lines.ready):
+            m.d.sync += [
+                busy.eq(fits > 4), left.eq(fits - 4), word.eq(0), line.eq(line + 1),
+            ]
+
+    def _answer(self, m, tags, headers, missing):
+        words, acks, down = self.words, self.acks, self.down
+        read, pending = headers.read_port(domain="comb"), missing.read_port(domain="comb")
+        less, free, taken = missing.write_port(), Signal(), Signal()
+        header, word = read.data, words.payload
+        m.d.comb += [
+            read.addr.eq(word.tag), pending.addr.eq(word.tag),
+            free.eq(~down.valid | down.ready),
+            acks.ready.eq(free),
+            words.ready.eq(free & ~acks.valid),
+            taken.eq(words.valid & words.ready),
+            less.addr.eq(word.tag), less.data.eq(pending.data - 1), less.en.eq(taken),
+            tags.give.eq(taken & (pending.data == 1)), tags.given.eq(word.tag),
+        ]
+        with m.If(free):
+            m.d.sync += down.valid.eq(acks.valid | words.valid)
+        with m.If(free & acks.valid):
+            x, y = acks.payload.x, acks.payload.y
+            rect = {"x0": x, "x1": x, "y0": y, "y1": y}
+            m.d.sync += [down.payload.as_value().eq(0)]
+            for target in (down.payload.dest.rect, down.payload.reply.rect):
+                m.d.sync += [target[name].eq(value) for name, value in rect.items()]
+            m.d.sync += [
+                down.payload.dest.exit.eq(Exit.CORE),
+                down.payload.reply.kind.eq(Kind.ACK),
+                down.payload.reply.address.eq(acks.payload.words),
+            ]
+        with m.Elif(taken):
+            m.d.sync += [
+                down.payload.data.eq(word.data),
+                down.payload.reply.eq(header.reply),
+                down.payload.reply.address.eq(
+                    header.reply.address + word.index - header.first),
+                down.payload.dest.rect.eq(header.reply.rect),
+                down.payload.dest.exit.eq(Exit.CORE),
+            ]

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assembles 16-byte writes of many tiles into 64-byte lines."""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out, connect
+
+from hdl.fifo import Fifo
+from hdl.hbm.packets import LINE_BITS, SLOT_BITS, BeatAddress, LineWrite
+from hdl.hbm.pool import Pool
+from hdl.hbm.requests import Ack
+from hdl.packets import WORD_BITS, UpFlit
+
+SLOTS = 1 << SLOT_BITS
+WAYS = 4
+FULL = 16
+"""A line is flushed after this many writes at the latest."""
+
+Flushed = data.StructLayout({"write": LineWrite, "ack": Ack})
+Way = data.StructLayout({"valid": 1, "source": 8, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
+
+
+class WriteAssembler(wiring.Component):
+    """Four lines being assembled, each of one source tile, in a write buffer of 64 lines.
+
+    A write goes straight to its place in the buffer: one per cycle, as long as its source stays in its
+    line. A line is flushed (its descriptor sent, its data stays) when all its bytes are written, when its
+    source writes another line (one more cycle), when ``last`` is set, after 16 writes, or when a fifth
+    source needs its place. The buffer's line is free again when all its columns were fetched.
+
+    Members
+    -------
+    i: `UpFlit`. ``o``: Flushed lines: what to write and whom to acknowledge how many words.
+    fetch, beat, data, mask: A word is fetched for the DRAM; the buffer answers in the same cycle.
+    idle: Nothing is being assembled or waits at ``o``. ``starved``: The buffer is full.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "i": In(stream.Signature(UpFlit)), "o": Out(stream.Signature(Flushed)),
+                "fetch": In(1), "beat": In(BeatAddress), "data": Out(WORD_BITS), "mask": Out(16),
+                "idle": Out(1), "starved": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.input = incoming = Fifo(UpFlit, 2)
+        m.submodules.flushed = self._flushed = Fifo(Flushed, 4)
+        m.submodules.pool = self._pool = Pool(SLOTS)
+        connect(m, wiring.flipped(self.i), incoming.i)
+        connect(m, self._flushed.o, wiring.flipped(self.o))
+        self._ways = Array(Signal(Way, name=f"way_{i}") for i in range(WAYS))
+        valid = Cat(way.valid for way in self._ways)
+        m.d.comb += [
+            self.idle.eq(~(valid.any() | incoming.o.valid | self.o.valid)),
+            self.starved.eq(~self._pool.available),
+        ]
+        self._buffer(m, incoming.o)
+        self._release(m)
+        self._assemble(m, incoming.o, valid)
+        return m
+
+    def _buffer(self, m, flit):
+        """Data and byte masks; the ports that take a write and answer a fetch."""
+        m.submodules.words = words = Memory(shape=WORD_BITS, depth=4 * SLOTS, init=[])
+        m.submodules.masks = masks = Memory(shape=64, depth=SLOTS, init=[])
+        write, read = words.write_port(granularity=8), words.read_port(domain="comb")
+        keep, old = masks.write_port(), masks.read_port(domain="comb")
+        mask = masks.read_port(domain="comb")
+        self._slot, self._taken, self._new = Signal(SLOT_BITS), Signal(), Signal()
+        self._mask = Signal(64)
+        part, payload = flit.payload.address[:2], flit.payload
+        m.d.comb += [
+            write.addr.eq(Cat(part, self._slot)),
+            write.data.eq(payload.data),
+            write.en.eq(Mux(self._taken, payload.mask, 0)),
+            old.addr.eq(self._slot),
+            self._mask.eq(Mux(self._new, 0, old.data)
+                          | Mux(self._taken, payload.mask << Cat(Const(0, 4), part), 0)),
+            keep.addr.eq(self._slot), keep.data.eq(self._mask), keep.en.eq(self._taken),
+            read.addr.eq(Cat(self.beat.beat, self.beat.half, self.beat.slot)),
+            self.data.eq(read.data),
+            mask.addr.eq(self.beat.slot),
+            self.mask.eq(mask.data.word_select(Cat(self.beat.beat, self.beat.half), 16)),
+        ]
+
+    def _release(self, m):
+        """A slot is free when the last beat of its last column was fetched."""
+        m.submodules.left = left = Memory(shape=1, depth=SLOTS, init=[])
+        start, less = left.write_port(), left.write_port()
+        more = left.read_port(domain="comb")
+        done, flushed = Signal(), self._flushed.i
+        m.d.comb += [
+            more.addr.eq(self.beat.slot),
+            done.eq(self.fetch & self.beat.beat),
+            start.addr.eq(flushed.payload.write.slot),
+            start.data.eq(flushed.payload.write.halves.all()),
+            start.en.eq(flushed.valid & flushed.ready),
+            less.addr.eq(self.beat.slot), less.data.eq(0), less.en.eq(done & more.data),
+            self._pool.give.eq(done & ~more.data), self._pool.given.eq(self.beat.slot),
+        ]
+
+    def _assemble(self, m, flit, valid):
+        """What becomes of the write at the head of the input."""
+        payload, pool, flushed = flit.payload, self._pool, self._flushed
+        source, line = Cat(payload.source_x, payload.source_y), payload.address[2:]
+        match = Cat(way.valid & (way.source == source) for way in self._ways)
+        known, merge, room, chosen = Signal(), Signal(), Signal(), Signal(range(WAYS))
+        victim, way, complete, flush = Signal(range(WAYS)), Signal(Way), Signal(), Signal()
+        words = Signal(5)
+        m.d.comb += [
+            known.eq(match.any()),
+            chosen.eq(Mux(known, Cat(match[1] | match[3], match[2] | match[3]), victim)),
+            way.eq(self._ways[chosen]),
+            merge.eq(known & (way.line == line)),
+            room.eq(flushed.i.ready),
+            self._new.eq(~way.valid),
+            self._slot.eq(Mux(self._new, pool.slot, way.slot)),
+            words.eq(Mux(self._new, 0, way.words) + 1),
+            # Flushes need room in the descriptor queue: any write waits until there is some.
+            self._taken.eq(flit.valid & room & Mux(self._new, pool.available, merge)),
+            flit.ready.eq(room & Mux(self._new, pool.available, merge)),
+            complete.eq(self._taken & (payload.last | self._mask.all() | (words == FULL))),
+            # A known source in another line, or an unknown one whose place is occupied.
+            flush.eq(flit.valid & ~self._new & ~merge),
+        ]
+        self._flush(m, payload, way, words, complete, flush)
+        with m.If(self._taken):
+            m.d.sync += [
+                self._ways[chosen].valid.eq(~complete),
+                self._ways[chosen].source.eq(source), self._ways[chosen].line.eq(line),
+                self._ways[chosen].slot.eq(self._slot), self._ways[chosen].words.eq(words),
+            ]
+        with m.Elif(flush & room):
+            m.d.sync += self._ways[chosen].valid.eq(0)
+        # Places are taken in turn, empty or not: a source that stays silent loses its place.
+        with m.If(self._taken & self._new & ~known):
+            m.d.sync += victim.eq(victim + 1)
+        m.d.comb += pool.take.eq(self._taken & self._new)
+
+    def _flush(self, m, payload, way, words, complete, flush):
+        """Descriptor of a line that is complete with this write, or that must make room."""
+        o = self._flushed.i
+        halves = Signal(2)
+        m.d.comb += [
+            o.valid.eq(complete | flush),
+            halves.eq(Cat(self._mask[:32].any(), self._mask[32:].any())),
+            o.payload.write.slot.eq(self._slot),
+            o.payload.write.halves.eq(Mux(halves.any(), halves, 1)),
+            o.payload.write.line.eq(Mux(complete, payload.address[2:], way.line)),
+            o.payload.ack.x.eq(Mux(complete, payload.source_x, way.source[:4])),
+            o.payload.ack.y.eq(Mux(complete, payload.source_y, way.source[4:])),
+            o.payload.ack.words.eq(Mux(complete, words, way.words)),
+        ]
