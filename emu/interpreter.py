@@ -301,7 +301,7 @@ class Interpreter:
                 self._count(other, fields["sem"], len(far))
 
     def _check(self, tile: Tile, index: NDArray, limit: int, what: str) -> None:
-        if len(index) and (index.min() < 0 or index.max() >= limit):
+        if index.size and (index.min() < 0 or index.max() >= limit):
             raise ProgramError(
                 f"{tile.name}: {what} reaches words {index.min()} .. {index.max()}, limit {limit}"
             )

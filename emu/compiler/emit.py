@@ -105,6 +105,8 @@ class Emitter:
         self.members = [self._members(step) for step in steps]
         self.busy = {tile for roles in self.roles for tile in roles}
         self.busy |= {tile for members in self.members for tile in members}
+        if len(steps) > 1:  # barriers signal every tile, so every tile awaits them
+            self.busy = set(self.streams)
         self.uses = self._number_uses()
         self.followed = self._find_followers()
         self.started: set[Tile] = set()

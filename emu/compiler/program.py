@@ -161,7 +161,7 @@ def compile_network(network, config: Config, *, check: bool = True) -> Program:
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in produced - consumed),
         rooflines=tuple(step_roofline(config, step) for step in steps),
-        splits=tuple(f"{s.plan.split.pixel_parts}x{s.plan.split.channel_parts}" for s in steps),
+        splits=tuple(s.plan.describe() for s in steps),
         planned_read_bytes=WORD_BYTES * sum(planned_read_words(config, step) for step in steps),
     )
     if check:

@@ -50,6 +50,14 @@ class Plan:
     share_weights: bool
     share_inputs: bool
 
+    def describe(self) -> str:
+        """As in ``8x2 keep, 1 band, weights shared``."""
+        shared = [n for n, s in (("weights", self.share_weights), ("inputs", self.share_inputs)) if s]
+        return (
+            f"{self.split.pixel_parts}x{self.split.channel_parts} {self.mode}, {self.bands} band"
+            f"{'s' if self.bands > 1 else ''}{', shared ' + ' and '.join(shared) if shared else ''}"
+        )
+
     def channel_range(self, c: int) -> tuple[int, int]:
         """Output groups of channel part ``c``."""
         first, last = part(len(self.groups), self.split.channel_parts, c)
@@ -210,17 +218,34 @@ def _try_bands(bounds: _Bounds, bands: int, enough: int, frames: int | None) -> 
             return None
         batch = batch // 2
     have = frames or _useful_frames(bounds, room)
-    mode = "chunk"
-    if count > 1 and bounds.blocks <= have:
-        mode = "keep"
-    elif count > 1 and -(-bounds.group_tiles // BLOCK_TILES) + 1 <= have:
-        mode = "batch"
+    for mode in ("keep", "batch") if count > 1 else ():
         within = max(1, (have - 1) * BLOCK_TILES // 2 // bounds.group_tiles)
-        batch = min(batch, within)
+        plan = _finish(
+            bounds, mode=mode, bands=bands, batch=batch if mode == "keep" else min(batch, within),
+            parts=1, frames=have, slots=slots, plane=plane, slot_words=slot_words, most=most,
+        )
+        if _held_blocks(plan) <= have:
+            return plan
     return _finish(
-        bounds, mode=mode, bands=bands, batch=batch, parts=1, frames=have, slots=slots,
+        bounds, mode="chunk", bands=bands, batch=batch, parts=1, frames=have, slots=slots,
         plane=plane, slot_words=slot_words, most=most,
     )
+
+
+def _held_blocks(plan: Plan) -> int:
+    """Most blocks that a tile keeps at once: all (mode keep) or one batch's (mode batch)."""
+    most = 0
+    for c in range(plan.split.channel_parts):
+        if plan.channel_range(c)[0] == plan.channel_range(c)[1]:
+            continue
+        weights = plan_weights(plan, c, ())
+        if plan.mode == "keep":
+            most = max(most, weights.blocks)
+        for batch in weights.segments if plan.mode == "batch" else ():
+            tiles = sum(segment.tiles for segment in batch)
+            straddled = 0 if plan.share_weights else 1
+            most = max(most, -(-tiles // BLOCK_TILES) + straddled)
+    return most
 
 
 def _useful_frames(bounds: _Bounds, room: int) -> int:
