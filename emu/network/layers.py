@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler compiles: convolutions in integer arithmetic, and the graph tensors around them.
+"""What the compiler compiles: convolutions in integers, and the graph tensors around them.
 
 A matrix product is a convolution with a 1x1 kernel whose pixels are the rows of A. Graph tensors
 keep the shape that the model gives them; `Tensor.to_layer` and `Tensor.from_layer` are the exact
@@ -54,7 +54,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConvLayer:
-    """One layer: ``y = clamp(rne(f32(sum (x - x_zero)(w - weight_zero) + bias) * scale) + y_zero)``.
+    """One layer: ``y = clamp(rne(f32(sum (x - x_zero)(w - w_zero) + bias) * scale) + y_zero)``.
 
     name: The ONNX node's name (its first output if it has none).
     input_name, output_name: Layer tensors; a fused Relu or Clip gives its output's name.

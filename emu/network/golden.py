@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden results: ONNX Runtime's own, confirmed by exact integer arithmetic.
+
+ONNX Runtime runs the model as it is: one thread, no graph optimisation, so that every QLinear
+operator stays one integer kernel. On x86-64 machines without VNNI its uint8 x int8 kernels saturate
+pairs of products to 16 bits; that is a property of the kernel, not of the model. Then, and only
+then, the golden result is the exact one, and `Golden.conditions` says so.
+"""
+
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.errors import UserError
+from emu.network.exact import exact
+from emu.network.layers import ConvLayer, Network
+from emu.network.tensors import check_inputs, load_inputs, random_inputs
+
+SATURATION = "u8s8_saturation"
+"""Condition: ONNX Runtime saturated uint8 x int8 products; the outputs are the exact ones."""
+
+
+class GoldenWarning(UserWarning):
+    """The golden result is not ONNX Runtime's; the text names the condition."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Outputs by graph name, and the named conditions under which they were obtained."""
+
+    outputs: dict[str, NDArray]
+    conditions: tuple[str, ...] = ()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def session(network: Network) -> Any:
+    """An ONNX Runtime session of the network's model.
+
+    Raises
+    ------
+    UserError
+        If ONNX Runtime refuses the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # failures come as exceptions
+    try:
+        data = network.model.SerializeToString()
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(f"{network.name}: ONNX Runtime refuses it: {_first_line(error)}") from None
+
+
+def run_onnxruntime(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """ONNX Runtime's outputs, by graph name.
+
+    Raises
+    ------
+    UserError
+        If ONNX Runtime refuses the model or fails to run it.
+    """
+    names = [tensor.name for tensor in network.outputs]
+    runner = session(network)
+    try:
+        values = runner.run(names, dict(inputs))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(f"{network.name}: ONNX Runtime fails: {_first_line(error)}") from None
+    return dict(zip(names, values, strict=True))
+
+
+def may_saturate(layer: ConvLayer) -> bool:
+    """Whether two uint8 x int8 products of the layer can leave 16 bits, as raw values."""
+    if layer.x_signed or not layer.weight_signed:
+        return False
+    largest = int(np.abs(layer.weights.astype(np.int16)).max(initial=0))
+    return 2 * 255 * largest > np.iinfo(np.int16).max
+
+
+def evaluate(network: Network, inputs: Mapping[str, NDArray]) -> Golden:
+    """Golden outputs of ``network`` with their conditions.
+
+    Raises
+    ------
+    UserError
+        If inputs do not fit, or ONNX Runtime fails or differs from exact arithmetic without a
+        reason that is known.
+    """
+    check_inputs(network, dict(inputs), network.name)
+    ours = exact(network, inputs)
+    theirs = run_onnxruntime(network, inputs)
+    wrong = sum(int(np.count_nonzero(theirs[name] != ours[name])) for name in ours)
+    if wrong == 0:
+        return Golden(theirs)
+    if any(may_saturate(layer) for layer in network.layers):
+        return Golden(ours, (SATURATION,))
+    import onnxruntime
+
+    raise UserError(
+        f"{network.name}: ONNX Runtime {onnxruntime.__version__} on {platform.machine()} differs "
+        f"from exact integer arithmetic in {wrong} outputs: this version is not a golden model here"
+    )
+
+
+def golden(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Golden outputs by graph name; warns (`GoldenWarning`) if they are not ONNX Runtime's.
+
+    Raises
+    ------
+    UserError
+        As `evaluate`.
+    """
+    result = evaluate(network, inputs)
+    for condition in result.conditions:
+        warnings.warn(
+            f"{condition}: ONNX Runtime saturates uint8 x int8 products on this machine (no VNNI); "
+            f"{network.name} is compared with exact integer arithmetic instead",
+            GoldenWarning,
+            stacklevel=2,
+        )
+    return result.outputs
+
+
+__all__ = [
+    "SATURATION",
+    "Golden",
+    "GoldenWarning",
+    "evaluate",
+    "golden",
+    "load_inputs",
+    "random_inputs",
+    "run_onnxruntime",
+    "session",
+]

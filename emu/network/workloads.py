@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Built-in workloads: layers of real networks by shape, tiny ones for tests, and files by path.
+
+Weights are random but seeded by the workload's name; the shapes are those of the networks.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu.errors import UserError
+from emu.network.builder import Conv, Gemm, build_model
+from emu.network.golden import session
+from emu.network.importer import import_onnx
+from emu.network.layers import Network
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A built-in workload: a chain of ``parts``."""
+
+    name: str
+    description: str
+    parts: tuple[Conv | Gemm, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(part.macs for part in self.parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(part.weight_bytes for part in self.parts)
+
+
+def _square(inputs: int, outputs: int, size: int, kernel: int = 1, **more) -> Conv:
+    """A square convolution with padding that keeps the size (at stride 1)."""
+    pad = (kernel - 1) // 2
+    return Conv(
+        inputs=inputs,
+        outputs=outputs,
+        size=(size, size),
+        kernel=(kernel, kernel),
+        pads=(pad,) * 4,
+        **more,
+    )
+
+
+_LIST: tuple[tuple[str, str, Conv | Gemm | tuple[Conv | Gemm, ...]], ...] = (
+    (
+        "resnet50.conv1",
+        "7x7 stride 2, 224x224, 3 to 64 channels, ReLU",
+        _square(3, 64, 224, 7, stride=2, relu=True),
+    ),
+    ("resnet50.res2_1x1", "1x1, 56x56, 64 to 256 channels", _square(64, 256, 56)),
+    ("resnet50.res2_3x3", "3x3, 56x56, 64 channels, ReLU", _square(64, 64, 56, 3, relu=True)),
+    ("resnet50.res3_3x3", "3x3, 28x28, 128 channels, ReLU", _square(128, 128, 28, 3, relu=True)),
+    (
+        "resnet50.res4_1x1",
+        "1x1, 14x14, 1024 to 256 channels, ReLU",
+        _square(1024, 256, 14, relu=True),
+    ),
+    ("resnet50.res4_3x3", "3x3, 14x14, 256 channels, ReLU", _square(256, 256, 14, 3, relu=True)),
+    ("resnet50.res5_3x3", "3x3, 7x7, 512 channels, ReLU", _square(512, 512, 7, 3, relu=True)),
+    ("resnet50.fc", "classifier, 2048 to 1000, batch 1", Gemm(rows=1, inputs=2048, outputs=1000)),
+    (
+        "mobilenetv2.expand",
+        "1x1, 56x56, 24 to 144 channels, ReLU6",
+        _square(24, 144, 56, relu=True, ceiling=100),
+    ),
+    (
+        "mobilenetv2.depthwise",
+        "3x3 depthwise, 56x56, 144 channels, ReLU6",
+        _square(144, 144, 56, 3, groups=144, relu=True, ceiling=100),
+    ),
+    (
+        "bert_base.projection",
+        "attention projection, 128 tokens, 768 to 768",
+        Gemm(rows=128, inputs=768, outputs=768),
+    ),
+    (
+        "bert_base.ffn1",
+        "first feed-forward matrix, 128 tokens, 768 to 3072",
+        Gemm(rows=128, inputs=768, outputs=3072),
+    ),
+    (
+        "gpt2.decode_qkv",
+        "one token through the attention inputs, 768 to 2304",
+        Gemm(rows=1, inputs=768, outputs=2304),
+    ),
+    (
+        "gpt2.decode_ffn",
+        "one token through a feed-forward matrix, 768 to 3072",
+        Gemm(rows=1, inputs=768, outputs=3072),
+    ),
+    (
+        "dlrm.top",
+        "largest top matrix, batch 128, 3456 to 1024, ReLU",
+        Gemm(rows=128, inputs=3456, outputs=1024, relu=True),
+    ),
+    (
+        "tiny.conv3x3",
+        "test: 3x3, 10x10, 32 to 48 channels, ReLU",
+        _square(32, 48, 10, 3, relu=True),
+    ),
+    (
+        "tiny.conv1x1",
+        "test: 1x1, 6x7, 48 to 40 channels, uint8 x uint8",
+        Conv(inputs=48, outputs=40, size=(6, 7), activation="u8", weight="u8"),
+    ),
+    ("tiny.matmul", "test: 2 x 4 rows, 72 to 50", Gemm(rows=8, inputs=72, outputs=50, lead=2)),
+    (
+        "tiny.depthwise",
+        "test: 3x3 depthwise, 9x9, 20 channels, ReLU",
+        _square(20, 20, 9, 3, groups=20, relu=True),
+    ),
+    (
+        "tiny.strided",
+        "test: 5x3 stride 2, uneven padding, 13x11, 24 to 16 channels",
+        Conv(inputs=24, outputs=16, size=(13, 11), kernel=(5, 3), stride=2, pads=(2, 0, 1, 1)),
+    ),
+    (
+        "tiny.chain",
+        "test: 3x3, strided 1x1 and a classifier in a row",
+        (
+            _square(16, 24, 8, 3, relu=True),
+            _square(24, 32, 8, stride=2),
+            Gemm(rows=1, inputs=512, outputs=20),
+        ),
+    ),
+)
+WORKLOADS = {
+    name: Workload(name, text, parts if isinstance(parts, tuple) else (parts,))
+    for name, text, parts in _LIST
+}
+
+
+def list_workloads() -> tuple[Workload, ...]:
+    """All built-in workloads; none is built."""
+    return tuple(WORKLOADS.values())
+
+
+def load_network(name_or_path: str | Path) -> Network:
+    """The network of a built-in workload or of an ONNX file, which ONNX Runtime accepts.
+
+    Raises
+    ------
+    UserError
+        If there is neither such a workload nor such a file, or the file is refused.
+    """
+    workload = WORKLOADS.get(str(name_or_path))
+    if workload is not None:
+        seed = zlib.crc32(workload.name.encode())
+        model = build_model(workload.name, workload.parts, seed)
+        return import_onnx(model.SerializeToString(), workload.name)
+    path = Path(name_or_path)
+    if not path.is_file():
+        near = sorted(n for n in WORKLOADS if n.split(".")[0] == str(name_or_path).split(".")[0])
+        raise UserError(
+            f"{name_or_path}: not a built-in workload ({', '.join(near) or 'see headrace list'}) "
+            "and not an ONNX file"
+        )
+    network = import_onnx(path)
+    session(network)
+    return network
+
+
+__all__ = ["WORKLOADS", "Workload", "list_workloads", "load_network"]
