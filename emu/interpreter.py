@@ -4,9 +4,9 @@
 Every tile's stream is dispatched in order into its four bounded queues; the head of any queue whose
 semaphores suffice runs at once. Words that a LOAD requested arrive later, in an order chosen by the
 caller, so a program that reads too early or refills too soon computes something else or is caught.
-Checked: address ranges, reads of scratchpad words never written, stores over unread inputs of the
-program text (directory and streams), frames (at most `count` blocks held, each shared residence
-released once by every member), words that nobody awaited, and that something can always run.
+Checked: address ranges, reads of scratchpad words never written, writes over the frames, blocks (at
+most as many held as there are frames, each shared one released once by every member), semaphores
+that do not end at 0 (words that nobody awaited), and that something can always run.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from emu.compute_model import sums, weight_addresses, weight_matrices, window_addresses
 from emu.config import BLOCK_TILES, BLOCK_WORDS, SEMAPHORES, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.isa import (
@@ -35,7 +36,6 @@ from emu.requantise import requantise
 
 Bytes = NDArray[np.uint8]
 Fields = dict[str, int]
-LANES = 16
 AT_DISPATCH = (
     Opcode.LAYER, Opcode.FRAMES, Opcode.PIN, Opcode.UNPIN, Opcode.SET, Opcode.ADD, Opcode.END
 )
@@ -80,7 +80,7 @@ class Tile:
     registers: list[int] = field(default_factory=lambda: [0] * 8)
     frames: Fields = field(default_factory=dict)
     held: set[tuple[int, int]] = field(default_factory=set)
-    accumulators: NDArray[np.int64] | None = None
+    accumulators: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     done: bool = False
 
     @property
@@ -168,7 +168,10 @@ class Interpreter:
                         f"(is {tile.semaphores[fields[f'wait{i}_sem']]})"
                         for i in range(WAITS) if fields[f"wait{i}_count"]
                     ]
-                    return f"{tile.name}, {opcode.name} in queue {queue.name} awaits {', '.join(waits)}"
+                    return (
+                        f"{tile.name}, {opcode.name} in queue {queue.name} awaits "
+                        f"{', '.join(waits)}"
+                    )
         return "no queue holds a command"
 
     def _finish(self) -> None:
@@ -223,8 +226,8 @@ class Interpreter:
         elif opcode == Opcode.LAYER:
             if tile.held and any(layer == fields["layer"] for layer, _ in tile.held):
                 raise ProgramError(f"{tile.name}: layer {fields['layer']} rewritten while in use")
-            for tag in {t for t in self.fetched if t[0] == (tile.x, tile.y) and t[1] == fields["layer"]}:
-                self.fetched.discard(tag)
+            key = ((tile.x, tile.y), fields["layer"])
+            self.fetched = {tag for tag in self.fetched if tag[:2] != key}
             tile.descriptors[fields["layer"]] = fields
         elif opcode == Opcode.SET:
             tile.registers[fields["register"]] = fields["value"]
@@ -293,6 +296,7 @@ class Interpreter:
         self.counts.load_words += len(far)
         for where in receivers:
             other = self.tiles[where]
+            self._check_frames(other, near, "LOAD")
             if self.values:
                 other.data[near] = self.words[far]
             other.written[near] = True
@@ -305,6 +309,11 @@ class Interpreter:
             raise ProgramError(
                 f"{tile.name}: {what} reaches words {index.min()} .. {index.max()}, limit {limit}"
             )
+
+    def _check_frames(self, tile: Tile, index: NDArray, what: str) -> None:
+        base, count = tile.frames.get("base", 0), tile.frames.get("count", 0)
+        if ((index >= base) & (index < base + count * BLOCK_WORDS)).any():
+            raise ProgramError(f"{tile.name}: {what} overwrites the parameter frames")
 
     def _store(self, tile: Tile, fields: Fields) -> None:
         near = fields["scratchpad"] + offsets(fields, "s")
@@ -321,7 +330,9 @@ class Interpreter:
     def _check_written(self, tile: Tile, index: NDArray, what: str) -> None:
         if not tile.written[index].all():
             missing = int(index[~tile.written[index]][0])
-            raise ProgramError(f"{tile.name}: {what} reads scratchpad word {missing}, never written")
+            raise ProgramError(
+                f"{tile.name}: {what} reads scratchpad word {missing}, never written"
+            )
 
     # Compute
 
@@ -332,7 +343,7 @@ class Interpreter:
         if f["out_groups"] > 1 and not (f["first"] and f["last"]):
             raise ProgramError(f"{tile.name}: several output groups without first and last")
         self._use_blocks(tile, f)
-        index, inside = self._addresses(f)
+        index, inside = window_addresses(f)
         if self.values:
             weights = self._weights(tile, f)
         for g in range(f["out_groups"]):
@@ -340,53 +351,18 @@ class Interpreter:
             self._check(tile, where[:, inside], len(tile.written), "COMPUTE")
             self._check_written(tile, where[:, inside].reshape(-1), "COMPUTE")
             if self.values:
-                self._accumulate(tile, f, where, inside, weights[g])
+                raw = tile.data[np.where(inside[None], where, 0)]
+                total = sums(f, raw, inside, weights[g])
+                tile.accumulators = total if f["first"] else tile.accumulators + total
             if f["last"]:
                 self._drain(tile, f, g)
 
-    def _addresses(self, f: Fields):
-        """(address[in_group, tap, pixel], inside[tap, pixel]) of the window."""
-        column = f["first_x"] + np.arange(f["pixels"])
-        row, column = column // f["out_width"], column % f["out_width"]
-        ky, kx = np.divmod(np.arange(f["kh"] * f["kw"]), f["kw"])
-        y = f["y0"] + row[None, :] * f["sy"] + ky[:, None] * f["dy"]
-        x = f["x0"] + column[None, :] * f["sx"] + kx[:, None] * f["dx"]
-        inside = (y >= 0) & (y < f["height"]) & (x >= 0) & (x < f["width"])
-        plane = f["base"] + y * f["row"] + x * f["step"]
-        return np.arange(f["in_groups"])[:, None, None] * f["plane"] + plane[None], inside
-
-    def _accumulate(self, tile: Tile, f: Fields, where, inside, weights) -> None:
-        where = np.where(inside[None], where, 0)
-        raw = tile.data[where]
-        values = (raw.view(np.int8) if f["a_signed"] else raw).astype(np.float64) - f["a_zero"]
-        values[:, ~inside] = 0
-        matrix = values.transpose(2, 0, 1, 3).reshape(f["pixels"], -1)
-        if f["w_mode"] == WeightMode.DIAGONAL:
-            total = (values[0] * weights[:, None, :]).sum(axis=0)
-        else:
-            total = matrix @ weights
-        total = np.rint(total).astype(np.int64)
-        tile.accumulators = total if f["first"] else tile.accumulators + total
-
-    def _weights(self, tile: Tile, f: Fields) -> list:
-        """Per output group a matrix [in_group * tap * lane, cell], or [tap, lane] if diagonal."""
-        count = f["in_groups"] * f["kh"] * f["kw"]
-        d = tile.descriptors[f["w_layer"]]
-        number = f["w_tile"] + np.arange(count * f["out_groups"])
-        size = d["tile_words"]
-        address = d["hbm"] + number // BLOCK_TILES * d["stride"] + number % BLOCK_TILES * size
-        index = address[:, None] + np.arange(size)
-        self._check(tile, index, len(self.words), "weights")
-        raw = self.words[index]
-        values = (raw.view(np.int8) if f["w_signed"] else raw).astype(np.float64) - f["w_zero"]
-        values = values.reshape(f["out_groups"], count, size, LANES)
-        if f["w_mode"] == WeightMode.DIAGONAL:
-            return list(values[:, :, 0])
-        if f["w_mode"] == WeightMode.COLUMN:
-            return [each.reshape(count * LANES, LANES) for each in values]
-        if f["w_mode"] != WeightMode.ROW:
+    def _weights(self, tile: Tile, f: Fields) -> list[NDArray[np.float64]]:
+        if f["w_mode"] not in (WeightMode.ROW, WeightMode.COLUMN, WeightMode.DIAGONAL):
             raise ProgramError(f"{tile.name}: the interpreter has no weight mode {f['w_mode']}")
-        return [each.transpose(0, 2, 1).reshape(count * LANES, LANES) for each in values]
+        index = weight_addresses(f, tile.descriptors[f["w_layer"]])
+        self._check(tile, index, len(self.words), "weights")
+        return weight_matrices(f, self.words[index])
 
     def _use_blocks(self, tile: Tile, f: Fields) -> None:
         if f["w_resident"]:
@@ -430,6 +406,7 @@ class Interpreter:
         self._check(tile, params, len(tile.written), "parameters")
         self._check_written(tile, params, "drain")
         self._check(tile, out, len(tile.written), "drain")
+        self._check_frames(tile, out, "drain")
         tile.written[out] = True
         if self.values:
             raw = tile.data[params].reshape(-1)

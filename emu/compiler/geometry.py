@@ -8,9 +8,11 @@ image; a strided kernel of one row sees every ``row_step``-th row only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from emu.config import TILE_WORDS
 from emu.errors import UserError
+from emu.network.layers import ConvLayer
 
 LANES = 16
 
@@ -110,8 +112,8 @@ class Geometry:
         return Region(image, base + first, base + last, y0, y1 - y0 + 1, x0, x1 - x0 + 1)
 
 
-def geometry_of(layer) -> Geometry:
-    """`Geometry` of a `emu.network.layers.ConvLayer`.
+def geometry_of(layer: ConvLayer) -> Geometry:
+    """`Geometry` of ``layer``.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def geometry_of(layer) -> Geometry:
     _check_window(layer, kh, kw, sy, sx, dy, dx, pt, pl)
     in_groups, out_groups = -(-channels // LANES), -(-outputs // LANES)
     diagonal = layer.groups > 1 and layer.groups == channels == outputs
-    common = dict(
+    common: dict[str, Any] = dict(
         name=layer.name, kernel=(kh, kw), dilation=(dy, dx), in_groups=in_groups,
         out_groups=out_groups, in_plane=batch * height * width, diagonal=diagonal,
         needs=_needs(layer.groups, group_inputs, outputs, out_groups, diagonal),
@@ -157,7 +159,8 @@ def _needs(groups, group_inputs, outputs, out_groups, diagonal):
     group_outputs = outputs // groups
     needs = []
     for g in range(out_groups):
-        first, last = g * LANES // group_outputs, (min((g + 1) * LANES, outputs) - 1) // group_outputs
+        first = g * LANES // group_outputs
+        last = (min((g + 1) * LANES, outputs) - 1) // group_outputs
         a, b = first * group_inputs // LANES, -(-(last + 1) * group_inputs // LANES)
         needs.append((a, b - a))
     return tuple(needs)

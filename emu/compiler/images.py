@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from emu.compiler.geometry import Geometry
 from emu.config import SEGMENT_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
+from emu.network.layers import ConvLayer
 
 Bytes = NDArray[np.uint8]
 LANES = 16
@@ -35,16 +37,16 @@ def to_channels(config: Config, words: Bytes) -> list[Bytes]:
     rows = -(-len(words) // line)
     full = np.zeros((rows * line, WORD_BYTES), np.uint8)
     full[: len(words)] = words
-    full = full.reshape(rows, config.hbm.channels, SEGMENT_WORDS * WORD_BYTES)
+    segments = full.reshape(rows, config.hbm.channels, SEGMENT_WORDS * WORD_BYTES)
     where = np.argsort(_channel_of_segments(config, rows), axis=1)
     return [
-        full[np.arange(rows), where[:, channel]].reshape(-1, WORD_BYTES)
+        segments[np.arange(rows), where[:, channel]].reshape(-1, WORD_BYTES)
         for channel in range(config.hbm.channels)
     ]
 
 
 def from_channels(config: Config, channels: list[Bytes]) -> Bytes:
-    """The global words of equally long channel images (a dump may be longer than what was loaded)."""
+    """The global words of channel images (a dump may be longer than what was loaded)."""
     rows = min(len(image) for image in channels) // SEGMENT_WORDS
     stacked = np.stack(
         [np.asarray(image)[: rows * SEGMENT_WORDS].reshape(rows, -1) for image in channels], axis=1
@@ -81,7 +83,9 @@ class Tensor:
         """Words of ``values`` (NCHW, in the tensor's own domain); padded channels hold the zero."""
         values = np.asarray(values)
         if values.shape != self.shape:
-            raise UserError(f"tensor {self.name}: shape {values.shape} given, {self.shape} expected")
+            raise UserError(
+                f"tensor {self.name}: shape {values.shape} given, {self.shape} expected"
+            )
         low, high = (-128, 127) if self.is_signed else (0, 255)
         if values.size and (values.min() < low or values.max() > high):
             raise UserError(f"tensor {self.name}: values outside {low} .. {high}")
@@ -140,7 +144,7 @@ class Memory:
         return image
 
 
-def weight_tiles(layer, shape, groups: range) -> list[Bytes]:
+def weight_tiles(layer: ConvLayer, shape: Geometry, groups: range) -> list[Bytes]:
     """Per output group its weight tiles in consumption order, ``uint8[tiles, tile_words * 16]``."""
     weights = np.asarray(layer.weights).astype(np.int64)
     outputs, _, kh, kw = weights.shape
@@ -172,7 +176,7 @@ def _fill(full, weights, g: int, first: int, groups: int) -> None:
         full[j, start : start + per_group] = flat[output]
 
 
-def parameter_words(layer, shape, groups: range) -> Bytes:
+def parameter_words(layer: ConvLayer, shape: Geometry, groups: range) -> Bytes:
     """Eight words per output group: int32 bias[16] then float32 scale[16] (padding: 0 and 1)."""
     outputs = shape.out_groups * LANES
     bias, scale = np.zeros(outputs, np.int32), np.ones(outputs, np.float32)

@@ -15,13 +15,15 @@ A program is one image of global HBM, words of 16 bytes, and nothing else:
 `to_channels` splits it over the pseudo-channels as `emu.config.channel_of` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.compiler.emit import Emitter, Step
+from emu.compiler.emit import Emitter
+from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry, geometry_of
 from emu.compiler.images import (
     Bytes,
@@ -32,13 +34,15 @@ from emu.compiler.images import (
     to_channels,
     weight_tiles,
 )
-from emu.compiler.mapping import Split, choose
+from emu.compiler.mapping import choose
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
 from emu.compiler.schedule import schedule
-from emu.compiler.tiling import Plan, Weights, input_cuts, plan_step, plan_weights
+from emu.compiler.stream import Step
+from emu.compiler.tiling import Plan, Weights, input_cuts, plan_weights
 from emu.config import BLOCK_TILES, SEGMENT_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
+from emu.network.layers import ConvLayer, Network
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Program:
 
     streams: per tile ``(x, y)`` its encoded commands.
     words: the global HBM image without inputs.
-    tensors: where every activation lies; ``input_names`` must be given to `image`.
+    tensors: where every layer tensor lies (`emu.network.layers` maps graph tensors to them);
+        ``input_names`` must be given to `image`, ``output_names`` are what `outputs` returns.
+    plans: how each step is split, in words.
     rooflines: bounds per step; ``cycle_limit`` is when a run is declared hung.
     read_bytes, write_bytes: compulsory (distinct) HBM bytes, commands excluded.
     planned_read_bytes: what the commands read, repeats included, commands excluded.
@@ -61,7 +67,7 @@ class Program:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     rooflines: tuple[Roofline, ...]
-    splits: tuple[str, ...]
+    plans: tuple[str, ...]
     planned_read_bytes: int
 
     @property
@@ -132,8 +138,10 @@ class Program:
         }
 
 
-def compile_network(network, config: Config, *, check: bool = True) -> Program:
-    """Compile ``network`` (a `emu.network` network or a sequence of ConvLayers) for ``config``.
+def compile_network(
+    network: Network | Sequence[ConvLayer], config: Config, *, check: bool = True
+) -> Program:
+    """Compile ``network``, or layers in order of execution, for ``config``.
 
     Parameters
     ----------
@@ -144,7 +152,7 @@ def compile_network(network, config: Config, *, check: bool = True) -> Program:
     UserError
         If a layer fits neither the scratchpads nor HBM, or a size exceeds its command field.
     """
-    layers = list(getattr(network, "layers", network))
+    layers = list(network.layers if isinstance(network, Network) else network)
     if not layers:
         raise UserError("the network has no layers")
     plans = _plan(config, layers)
@@ -155,13 +163,15 @@ def compile_network(network, config: Config, *, check: bool = True) -> Program:
     streams = Emitter(config, steps).emit()
     _place_streams(memory, config, streams)
     produced = {layer.output_name for layer in layers}
-    consumed = {layer.input_name for layer in layers}
+    wanted = produced - {layer.input_name for layer in layers}
+    if isinstance(network, Network):
+        wanted = {tensor.layer_name for tensor in network.outputs}
     program = Program(
         config=config, streams=streams, words=memory.build(), tensors=tensors,
         input_names=tuple(t for t in tensors if t not in produced),
-        output_names=tuple(t for t in tensors if t in produced - consumed),
+        output_names=tuple(t for t in tensors if t in wanted),
         rooflines=tuple(step_roofline(config, step) for step in steps),
-        splits=tuple(s.plan.describe() for s in steps),
+        plans=tuple(s.plan.describe() for s in steps),
         planned_read_bytes=WORD_BYTES * sum(planned_read_words(config, step) for step in steps),
     )
     if check:
@@ -171,7 +181,7 @@ def compile_network(network, config: Config, *, check: bool = True) -> Program:
     return program
 
 
-def _plan(config: Config, layers: list) -> list[tuple[int, Plan]]:
+def _plan(config: Config, layers: list[ConvLayer]) -> list[tuple[int, Plan]]:
     """(layer index, plan) of every step; all plans share one frame area."""
     shapes = [geometry_of(layer) for layer in layers]
     first = [_plan_layer(config, shape, None) for shape in shapes]
@@ -187,7 +197,7 @@ def _plan_layer(config: Config, shape: Geometry, frames: int | None) -> list[Pla
     while count <= shape.out_groups:
         edges = [shape.out_groups * k // count for k in range(count + 1)]
         plans = []
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             plan = _plan_groups(config, shape, range(a, b), frames)
             if plan is None:
                 break
@@ -214,7 +224,7 @@ def _plan_groups(config: Config, shape: Geometry, groups: range, frames: int | N
     return fallback
 
 
-def _tensors(memory: Memory, layers: list) -> dict[str, Tensor]:
+def _tensors(memory: Memory, layers: list[ConvLayer]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         for name, shape, signed, zero in (
@@ -222,19 +232,18 @@ def _tensors(memory: Memory, layers: list) -> dict[str, Tensor]:
             (layer.output_name, layer.output_shape, layer.y_signed, layer.y_zero),
         ):
             known = tensors.get(name)
-            shape = tuple(int(n) for n in shape)
             if known is None:
                 tensor = Tensor(name, shape, 0, bool(signed), int(zero))
                 base = memory.allocate(tensor.words, f"tensor {name}", 64)
                 tensors[name] = Tensor(name, shape, base, bool(signed), int(zero))
-            elif known.shape != shape or known.is_signed != bool(signed):
+            elif known.shape != tuple(shape) or known.is_signed != bool(signed):
                 raise UserError(
                     f"layer {layer.name}: tensor {name} is {known.shape}, {shape} expected"
                 )
     return tensors
 
 
-def _place(memory: Memory, layer, plan: Plan, tensors: dict[str, Tensor]) -> Step:
+def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tensor]) -> Step:
     """Lay out parameters and weight blocks of one step and schedule its tiles."""
     cuts = input_cuts(plan)
     active = [
@@ -264,7 +273,9 @@ def _place(memory: Memory, layer, plan: Plan, tensors: dict[str, Tensor]) -> Ste
     )
 
 
-def _put_weights(memory, layer, plan: Plan, weights: Weights, c: int, base: int, stride: int):
+def _put_weights(
+    memory: Memory, layer: ConvLayer, plan: Plan, weights: Weights, c: int, base: int, stride: int
+) -> None:
     """Write the tiles of channel part ``c``, segment by segment, into its blocks."""
     groups = range(*plan.channel_range(c))
     tiles = dict(zip(groups, weight_tiles(layer, plan.shape, groups), strict=True))
@@ -292,6 +303,3 @@ def _place_streams(memory: Memory, config: Config, streams) -> None:
         memory.put(base, np.frombuffer(b"".join(commands), np.uint8).reshape(-1, WORD_BYTES))
         directory[y * config.mesh.cols + x, 0] = base | len(commands) << 32
     memory.put(0, directory.view(np.uint8).reshape(-1, WORD_BYTES))
-
-
-__all__ = ["Program", "Split", "compile_network"]

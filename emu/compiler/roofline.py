@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from emu.compiler.emit import Step
+from emu.compiler.stream import Step
 from emu.config import Config
 
 
@@ -85,5 +85,3 @@ def planned_read_words(config: Config, step: Step) -> int:
             total += work.generations * tiles * plan.shape.tile_words
     return total
 
-
-__all__ = ["Roofline", "planned_read_words", "step_roofline"]

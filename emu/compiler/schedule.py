@@ -7,10 +7,11 @@ one COMPUTE command. Items of all tiles that share activations are equal.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from emu.compiler.geometry import Region
 from emu.compiler.mapping import part
-from emu.compiler.tiling import PIECES, Plan, Segment, Weights, chunks
+from emu.compiler.tiling import PIECES, Plan, Segment, Weights
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ class _Chunk:
 
 def _chunks_of(plan: Plan, regions: list[Region]) -> list[_Chunk]:
     found, offset = [], 0
-    early = plan.bands == 1 and plan.mode != "part"
     for region in regions:
-        for a, b in chunks(region.last - region.first, plan.chunk_pixels, early):
+        for a, b in plan.cut(region):
             found.append(_Chunk(region, offset, (region.first + a, region.first + b)))
         offset += region.words
     return found
@@ -91,22 +91,24 @@ def _stretch_end(plan: Plan, chunk: _Chunk) -> int:
 
 def _pieces(plan: Plan, cut: list[_Chunk], inputs: tuple[int, int], cuts: tuple[int, ...]):
     """(pieces, needs of chunk k) of a band: cut along input groups or along chunks."""
-    regions, offsets = [], []
+    regions: list[Region] = []
+    offsets: list[int] = []
     for chunk in cut:
         if not regions or regions[-1] is not chunk.region:
             regions.append(chunk.region)
             offsets.append(chunk.offset)
-    if len(cut) == 1 or not plan.shape.is_dense:
+    if len(cut) == 1 or plan.tail or not plan.shape.is_dense:
         whole = tuple(
-            (r, o, 0, r.cols if r.rows == 1 else r.rows) for r, o in zip(regions, offsets, strict=True)
+            (r, o, 0, r.cols if r.rows == 1 else r.rows)
+            for r, o in zip(regions, offsets, strict=True)
         )
         count = inputs[1] - inputs[0]
         edges = cuts or tuple(
             inputs[0] + part(count, min(4, count), k)[0] for k in range(min(4, count))
         ) + (inputs[1],)
-        if len(cut) == 1 and plan.shape.is_dense and not cuts:
+        if plan.shape.is_dense and not cuts:
             edges = inputs
-        pieces = [Piece((a, b), whole) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        pieces = [Piece((a, b), whole) for a, b in pairwise(edges)]
         return pieces, None
     stretches, needed, done = [], [], 0
     for k, chunk in enumerate(cut):
@@ -117,7 +119,7 @@ def _pieces(plan: Plan, cut: list[_Chunk], inputs: tuple[int, int], cuts: tuple[
             stretches.append((chunk.region, chunk.offset, done, end))
             done = end
         needed.append(len(stretches))
-    single = [(s,) for s in stretches[: PIECES - 1]]
+    single: list[tuple] = [(s,) for s in stretches[: PIECES - 1]]
     if len(stretches) >= PIECES:
         single.append(tuple(stretches[PIECES - 1 :]))
     pieces = [Piece(inputs, each) for each in single]
@@ -134,8 +136,11 @@ def schedule(plan: Plan, weights: Weights, p: int, c: int, cuts: tuple[int, ...]
     for number, cut in enumerate(bands):
         pieces, needed = _pieces(plan, cut, inputs, cuts if number == 0 else ())
         items.append(Item(number, inputs, tuple(pieces)))
-        for batch, k, generation in _order(plan, weights, number, len(bands), cut, generation):
+        start = generation
+        for batch, k, generation in _order(plan, weights, cut, start):
             last_use = _is_last_use(plan, number, len(bands), k, len(cut))
+            if k and not plan.share_weights:
+                batch = (_merged(batch),)
             for index, segment in enumerate(batch):
                 needs = needed[k] if needed else _overlapping(plan, pieces, segment)
                 ops.append(
@@ -150,7 +155,15 @@ def schedule(plan: Plan, weights: Weights, p: int, c: int, cuts: tuple[int, ...]
     return Work(tuple(items), tuple(ops), 1 + max(op.generation for op in ops))
 
 
-def _order(plan: Plan, weights: Weights, band: int, bands: int, cut, generation: int) -> Iterator:
+def _merged(batch: tuple[Segment, ...]) -> Segment:
+    """A batch that was cut for an early start, whole again for its later chunks."""
+    first, last = batch[0], batch[-1]
+    tiles = sum(segment.tiles for segment in batch)
+    inputs = (first.inputs[0], last.inputs[1])
+    return Segment(first.groups, inputs, tiles, first.descriptor, first.first_tile)
+
+
+def _order(plan: Plan, weights: Weights, cut: list[_Chunk], generation: int) -> Iterator:
     """(batch, chunk number, generation) in order."""
     if plan.mode == "batch":
         for batch in weights.segments:
@@ -180,7 +193,8 @@ def _overlapping(plan: Plan, pieces: list[Piece], segment: Segment) -> tuple[int
 
 
 def _schedule_parts(plan: Plan, weights: Weights, bands) -> Work:
-    items, ops = [], []
+    items: list[Item] = []
+    ops: list[Op] = []
     for generation, (chunk,) in enumerate(bands):
         region = chunk.region
         whole = ((region, 0, 0, region.cols if region.rows == 1 else region.rows),)

@@ -1,33 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers for compiler tests and their golden results in plain numpy."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
+from emu.network.layers import ConvLayer
 from emu.requantise import requantise
 
 
-def make_layer(rng, *, c, m, h=1, w=1, n=1, k=(1, 1), s=(1, 1), d=(1, 1), pads=(0, 0, 0, 0), groups=1,
-               x_signed=True, w_signed=True, y_signed=True, name="layer", source="x", target="y"):
-    """A random convolution with the attributes of a `emu.network.layers.ConvLayer`."""
+def make_layer(
+    rng, *, c, m, h=1, w=1, n=1, k=(1, 1), s=(1, 1), d=(1, 1), pads=(0, 0, 0, 0), groups=1,
+    x_signed=True, w_signed=True, y_signed=True, x_zero=None, name="layer", source="x", target="y",
+):
+    """A convolution with random values."""
     out = [
         (size + pads[i] + pads[i + 2] - (k[i] - 1) * d[i] - 1) // s[i] + 1
         for i, size in enumerate((h, w))
     ]
     low_w, high_w = (-128, 128) if w_signed else (0, 256)
     low_y, high_y = (-128, 127) if y_signed else (0, 255)
-    x_zero = int(rng.integers(-128, 128) if x_signed else rng.integers(0, 256))
+    chosen = int(rng.integers(-128, 128) if x_signed else rng.integers(0, 256))
     y_zero = int(rng.integers(low_y, high_y + 1))
     clip = sorted(int(v) for v in rng.integers(low_y, high_y + 1, 2))
     if rng.integers(2):
         clip = [low_y, high_y]
     weights = rng.integers(low_w, high_w, (m, c // groups, *k))
     depth = c // groups * k[0] * k[1]
-    return SimpleNamespace(
+    return ConvLayer(
         name=name, input_name=source, output_name=target, input_shape=(n, c, h, w),
         output_shape=(n, m, *out), weights=weights.astype(np.int8 if w_signed else np.uint8),
-        weight_zero=int(rng.integers(low_w, high_w)), weight_signed=w_signed, x_zero=x_zero,
+        weight_zero=int(rng.integers(low_w, high_w)), x_zero=chosen if x_zero is None else x_zero,
         x_signed=x_signed, strides=s, dilations=d, pads=pads, groups=groups,
         bias=rng.integers(-20000, 20000, m).astype(np.int32),
         scale=(rng.uniform(0.2, 2, m) / (90 * np.sqrt(depth) * 90) * 60).astype(np.float32),
@@ -36,8 +37,8 @@ def make_layer(rng, *, c, m, h=1, w=1, n=1, k=(1, 1), s=(1, 1), d=(1, 1), pads=(
 
 
 def make_input(rng, layer):
-    low, high = (-128, 128) if layer.x_signed else (0, 256)
-    return rng.integers(low, high, layer.input_shape).astype(np.int8 if layer.x_signed else np.uint8)
+    low, high, kind = (-128, 128, np.int8) if layer.x_signed else (0, 256, np.uint8)
+    return rng.integers(low, high, layer.input_shape).astype(kind)
 
 
 def golden(layer, x):

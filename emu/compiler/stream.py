@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tile's command stream under construction, a step's addresses, and the use of semaphores.
+
+Semaphores (per tile): 8*slot + piece counts arriving input words; the rest are named below.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from emu.compiler.images import Tensor
+from emu.compiler.mapping import Rect, encode_rect
+from emu.compiler.schedule import Item, Work
+from emu.compiler.tiling import PIECES, Plan, Weights
+from emu.errors import UserError
+from emu.isa import SIGNALS, WAITS, Opcode, Queue, encode
+from emu.network.layers import ConvLayer
+
+IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
+PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
+
+Tile = tuple[int, int]
+Wait = tuple[int, int]
+Signal = tuple[int, Rect]
+
+
+@dataclass
+class Step:
+    """A planned layer (or range of its output groups) with its addresses in HBM."""
+
+    layer: ConvLayer
+    plan: Plan
+    source: Tensor
+    target: Tensor
+    weights: dict[int, Weights]
+    work: dict[tuple[int, int], Work]
+    weight_base: dict[int, int]
+    block_stride: int
+    params: dict[int, int]
+
+    def leader_of_weights(self, c: int) -> int:
+        return c % self.plan.split.pixel_parts
+
+    def active_channels(self) -> list[int]:
+        return sorted(self.weights)
+
+    def leader_of_inputs(self, p: int) -> int:
+        active = self.active_channels()
+        return active[p % len(active)]
+
+
+@dataclass
+class Stream:
+    """Commands of one tile."""
+
+    commands: list[bytes] = field(default_factory=list)
+
+    def add(
+        self, opcode: Opcode, waits: Sequence[Wait] = (), signals: Sequence[Signal] = (),
+        queue: Queue = Queue.LOAD, **fields: int,
+    ) -> None:
+        """One command; waits beyond what it holds go into SYNCs of ``queue`` before it."""
+        waits = list(waits)
+        while len(waits) > WAITS:
+            taken, waits = waits[:WAITS], waits[WAITS:]
+            self.add(Opcode.SYNC, taken, queue=queue)
+        if len(signals) > SIGNALS:
+            raise ValueError(f"a command sends at most {SIGNALS} signals, not {len(signals)}")
+        for i, (sem, count) in enumerate(waits):
+            if count >= 1 << 16:
+                raise UserError(f"a wait for {count} words exceeds a semaphore's 16 bits")
+            fields |= {f"wait{i}_sem": sem, f"wait{i}_count": count}
+        for i, (sem, rect) in enumerate(signals):
+            fields |= {f"signal{i}_valid": 1, f"signal{i}_sem": sem}
+            fields[f"signal{i}_rect"] = encode_rect(rect)
+        if opcode == Opcode.SYNC:
+            fields["queue"] = int(queue)
+        self.commands.append(encode(opcode, **fields))
+
+
+def arrival(plan: Plan, item: Item, piece: int) -> int:
+    """Semaphore that counts the words of an item's piece."""
+    return PIECES * (item.number % plan.slots) + piece

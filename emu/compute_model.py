@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one COMPUTE command computes, as pure functions of its fields."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.config import BLOCK_TILES
+from emu.isa import WeightMode
+
+Fields = dict[str, int]
+LANES = 16
+
+
+def window_addresses(f: Fields) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(address[in_group, tap, pixel], inside[tap, pixel]) of the first output group's window."""
+    column = f["first_x"] + np.arange(f["pixels"])
+    row, column = column // f["out_width"], column % f["out_width"]
+    ky, kx = np.divmod(np.arange(f["kh"] * f["kw"]), f["kw"])
+    y = f["y0"] + row[None, :] * f["sy"] + ky[:, None] * f["dy"]
+    x = f["x0"] + column[None, :] * f["sx"] + kx[:, None] * f["dx"]
+    inside = (y >= 0) & (y < f["height"]) & (x >= 0) & (x < f["width"])
+    plane = f["base"] + y * f["row"] + x * f["step"]
+    return np.arange(f["in_groups"])[:, None, None] * f["plane"] + plane[None], inside
+
+
+def weight_addresses(f: Fields, layer: Fields) -> NDArray[np.int64]:
+    """HBM words [tile, word] of the weight tiles of ``f`` in layer descriptor ``layer``."""
+    tiles = f["in_groups"] * f["kh"] * f["kw"] * f["out_groups"]
+    number, size = f["w_tile"] + np.arange(tiles), layer["tile_words"]
+    first = layer["hbm"] + number // BLOCK_TILES * layer["stride"] + number % BLOCK_TILES * size
+    return first[:, None] + np.arange(size)
+
+
+def weight_matrices(f: Fields, raw: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    """Per output group [in_group * tap * lane, cell], or [tap, lane] if diagonal; zero removed.
+
+    ``raw``: bytes [tile, word, 16].
+    """
+    values = (raw.view(np.int8) if f["w_signed"] else raw).astype(np.float64) - f["w_zero"]
+    count, size = f["in_groups"] * f["kh"] * f["kw"], raw.shape[1]
+    values = values.reshape(f["out_groups"], count, size, LANES)
+    if f["w_mode"] == WeightMode.DIAGONAL:
+        return list(values[:, :, 0])
+    if f["w_mode"] == WeightMode.ROW:
+        values = values.transpose(0, 1, 3, 2)
+    return [each.reshape(count * LANES, LANES) for each in values]
+
+
+def sums(
+    f: Fields, raw: NDArray[np.uint8], inside: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Sums [pixel, cell] of one output group; ``raw``: window bytes [in_group, tap, pixel, 16].
+
+    Exact: products and sums stay below 2**53.
+    """
+    values = (raw.view(np.int8) if f["a_signed"] else raw).astype(np.float64) - f["a_zero"]
+    values[:, ~inside] = 0
+    if f["w_mode"] == WeightMode.DIAGONAL:
+        total = (values[0] * weights[:, None, :]).sum(axis=0)
+    else:
+        total = values.transpose(2, 0, 1, 3).reshape(f["pixels"], -1) @ weights
+    return np.rint(total).astype(np.int64)
