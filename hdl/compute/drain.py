@@ -33,7 +33,7 @@ class Drain(wiring.Component):
     those of `emu.requantise`.
 
     Throughput: a pixel in 16 / requantise_lanes cycles (4 for int32), less where the ports refuse.
-    Latency: 7 cycles from an accumulator row to its write request, 11 with a residual. A command
+    Latency: 8 cycles from an accumulator row to its write request, 12 with a residual. A command
     costs 9 cycles for its parameters and up to 80 for its tables before its first row. The
     pipeline itself never stalls: a row is read only when its output word has room in the queue.
 

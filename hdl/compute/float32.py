@@ -14,6 +14,11 @@ SHIFT_MAX = 15
 """A shift of `to_byte` that saturates every nonzero value."""
 
 
+def register(shape, name: str) -> Signal:
+    """A datapath register: not reset, so that a simulator skips what feeds it while it holds."""
+    return Signal(shape, name=name, reset_less=True)
+
+
 def mantissa(number) -> Value:
     """24-bit significand of a `Float32` view; subnormals only ever round to zero here."""
     return Cat(number.fraction, number.exponent != 0)

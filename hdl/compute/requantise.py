@@ -10,6 +10,7 @@ from hdl.compute.float32 import (
     magnitude,
     mantissa,
     normalise,
+    register,
     shift_code,
     to_24_bits,
     to_byte,
@@ -19,20 +20,21 @@ from hdl.compute.float32 import (
 class RequantiseLane(wiring.Component):
     """One lane: ``y = clamp(rne(f32(acc + bias) * scale) + zero, low, high)``.
 
-    Four register stages, stage k loading where ``enable[k]`` is set: 0 sum (int32, wraps), 1
-    float32 mantissa, 2 product rounded to 24 bits, 3 integer. One operand a cycle. Bits equal
+    Five register stages, stage k loading where ``enable[k]`` is set: 0 sum (int32, wraps), 1
+    float32 mantissa, 2 product, 3 rounded to 24 bits, 4 integer. One operand a cycle. Bits equal
     those of ONNX Runtime's MLAS (`emu.requantise.requantise`), whose middle rounding this keeps.
+    Registers of the datapath have no reset: valid bits say what they hold.
 
     Members
     -------
     acc, bias: int32, sampled by stage 0.
     scale: float32, positive and normal, sampled by stage 2: two cycles after its ``acc``.
-    zero, low, high: Constant from stage 3 of the first operand to that of the last.
+    zero, low, high: Constant from stage 4 of the first operand to that of the last.
     total: ``acc + bias``, out of stage 0.
-    y: Out of stage 3.
+    y: Out of stage 4.
     """
 
-    enable: In(4)
+    enable: In(5)
     acc: In(32)
     bias: In(32)
     scale: In(32)
@@ -44,50 +46,56 @@ class RequantiseLane(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        total = register(32, "sum")
         with m.If(self.enable[0]):
-            m.d.sync += self.total.eq(self.acc + self.bias)
+            m.d.sync += total.eq(self.acc + self.bias)
 
-        size = magnitude(m, self.total.as_signed(), "size")
-        normal, zeros = normalise(m, size, "normal")
-        significand, leading, negative = Signal(25), Signal(5), Signal()
+        normal, zeros = normalise(m, magnitude(m, total.as_signed(), "size"), "normal")
+        significand, leading = register(25, "significand"), register(5, "leading")
+        negative = [register(1, f"negative{stage}") for stage in range(3)]
         with m.If(self.enable[1]):
             m.d.sync += [
                 significand.eq(to_24_bits(normal, 8)),
                 leading.eq(zeros),
-                negative.eq(self.total[-1]),
+                negative[0].eq(total[-1]),
             ]
 
         scale = data.View(Float32, self.scale)
-        product, top, amount = Signal(49), Signal(), Signal(signed(10))
-        # significand <= 2**24, so the product is in 2**46 .. 2**48 - 1 or zero.
-        m.d.comb += [
-            product.eq(significand * mantissa(scale)),
-            top.eq(product[47]),
-            amount.eq(scale.exponent + top - leading - 95),
-        ]
-        drop, code = shift_code(m, amount, "amount")
-        rounded, shift, minus = Signal(25), Signal(4), Signal()
-        aligned = Signal(48)
-        m.d.comb += aligned.eq(Mux(top, product[:48], Cat(0, product[:47])))
+        product, exponent = register(48, "product"), register(signed(10), "exponent")
         with m.If(self.enable[2]):
-            # Doubling the product where its top bit is clear puts the same 24 bits in one place.
+            # significand <= 2**24, so the product is in 2**46 .. 2**48 - 1 or zero.
+            m.d.sync += [
+                product.eq(significand * mantissa(scale)),
+                exponent.eq(scale.exponent - leading - 95),
+                negative[1].eq(negative[0]),
+            ]
+
+        drop, code = shift_code(m, exponent + product[47], "amount")
+        rounded, shift = register(25, "rounded"), register(4, "shift")
+        aligned = Signal(48)
+        # Doubling the product where its top bit is clear puts the same 24 bits in one place.
+        m.d.comb += aligned.eq(Mux(product[47], product, Cat(0, product[:47])))
+        with m.If(self.enable[3]):
             m.d.sync += [
                 rounded.eq(Mux(drop, 0, to_24_bits(aligned, 24))),
                 shift.eq(code),
-                minus.eq(negative),
+                negative[2].eq(negative[1]),
             ]
 
-        with m.If(self.enable[3]):
-            m.d.sync += self.y.eq(
-                to_byte(m, rounded, shift, minus, self.zero, self.low, self.high, "byte")
-            )
+        value = to_byte(
+            m, rounded, shift, negative[2], self.zero, self.low, self.high, "byte"
+        )
+        result = register(8, "result")
+        with m.If(self.enable[4]):
+            m.d.sync += result.eq(value)
+        m.d.comb += [self.total.eq(total), self.y.eq(result)]
         return m
 
 
 class Requantiser(wiring.Component):
     """``lanes`` lanes under one pipeline of valid bits: nothing stalls, idle stages keep still.
 
-    Latency: ``total`` 1 cycle, ``y`` 4 cycles after ``valid``. Throughput: ``lanes`` a cycle.
+    Latency: ``total`` 1 cycle, ``y`` 5 cycles after ``valid``. Throughput: ``lanes`` a cycle.
 
     Parameters
     ----------
@@ -126,10 +134,10 @@ class Requantiser(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        stage = Signal(4)  # stage[k]: stage k's registers hold an operand
-        enable = Cat(self.valid, stage[0] & ~self.stop, stage[1:3])
+        stage = Signal(5)  # stage[k]: stage k's registers hold an operand
+        enable = Cat(self.valid, stage[0] & ~self.stop, stage[1:4])
         m.d.sync += stage.eq(enable)
-        m.d.comb += [self.total_valid.eq(stage[0]), self.y_valid.eq(stage[3])]
+        m.d.comb += [self.total_valid.eq(stage[0]), self.y_valid.eq(stage[4])]
         for index in range(self._lanes):
             lane = RequantiseLane()
             m.submodules[f"lane{index}"] = lane

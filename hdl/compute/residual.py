@@ -10,6 +10,7 @@ from hdl.compute.float32 import (
     magnitude,
     mantissa,
     normalise,
+    register,
     shift_code,
     to_24_bits,
     to_byte,
@@ -23,9 +24,9 @@ class ResidualLane(wiring.Component):
     """One lane: ``y = clamp(rne(f32(a * scale + addend)), low, high)``, the sum rounded once.
 
     Four register stages, stage k loading where ``enable[k]`` is set: 0 exact product, 1 aligned
-    sum, 2 rounded to 24 bits, 3 integer. One operand a cycle. The 61-bit field loses bits of the
-    smaller term only where a sticky bit can stand for them: the product is at most 2**9 below its
-    own top and has 28 zero bits under it, the addend 37.
+    sum, 2 rounded to 24 bits, 3 integer. One operand a cycle. Datapath registers have no reset.
+    The 61-bit field loses bits of the smaller term only where a sticky bit can stand for them: the
+    product is at most 2**9 below its own top and has 28 zero bits under it, the addend 37.
 
     Members
     -------
@@ -76,8 +77,8 @@ class ResidualLane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         size = magnitude(m, self.a, "size")
-        product = Signal(data.StructLayout({"size": 33, "negative": 1}))
-        term = Signal(Float32)
+        product = register(data.StructLayout({"size": 33, "negative": 1}), "product")
+        term = register(Float32, "term")
         with m.If(self.enable[0]):
             m.d.sync += [
                 product.size.eq(size[:9] * mantissa(data.View(Float32, self.scale))),
@@ -86,7 +87,7 @@ class ResidualLane(wiring.Component):
             ]
 
         aligned, exponent = self._align(m, product, term)
-        total, top = Signal(Shape(64, True)), Signal(9)
+        total, top = register(Shape(64, True), "total"), register(9, "top")
         with m.If(self.enable[1]):
             m.d.sync += [total.eq(aligned), top.eq(exponent)]
 
@@ -95,7 +96,8 @@ class ResidualLane(wiring.Component):
         amount = Signal(signed(11))
         m.d.comb += amount.eq(top - zeros - 124)
         drop, code = shift_code(m, amount, "amount")
-        rounded, shift, minus = Signal(25), Signal(4), Signal()
+        rounded, shift = register(25, "rounded"), register(4, "shift")
+        minus, result = register(1, "minus"), register(8, "result")
         with m.If(self.enable[2]):
             m.d.sync += [
                 rounded.eq(Mux(drop, 0, to_24_bits(normal, 40))),
@@ -103,10 +105,10 @@ class ResidualLane(wiring.Component):
                 minus.eq(total[-1]),
             ]
 
+        value = to_byte(m, rounded, shift, minus, Const(0, 9), self.low, self.high, "byte")
         with m.If(self.enable[3]):
-            m.d.sync += self.y.eq(
-                to_byte(m, rounded, shift, minus, Const(0, 9), self.low, self.high, "byte")
-            )
+            m.d.sync += result.eq(value)
+        m.d.comb += self.y.eq(result)
         return m
 
 
