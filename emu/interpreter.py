@@ -174,8 +174,21 @@ class Interpreter:
                     )
         return "no queue holds a command"
 
+    def _check_shared(self, tile: Tile, layer: int) -> None:
+        """Every member uses every shared block: its frame is refilled only then."""
+        d = tile.descriptors.get(layer)
+        if d is None or d["members"] == 1:
+            return
+        for block in range(d["blocks"]):
+            if ((tile.x, tile.y), layer, block) not in self.fetched:
+                raise ProgramError(
+                    f"{tile.name}: shared block {block} of layer {layer} is never used"
+                )
+
     def _finish(self) -> None:
         for tile in self.tiles.values():
+            for layer in tile.descriptors:
+                self._check_shared(tile, layer)
             if any(tile.semaphores):
                 sem = next(k for k, value in enumerate(tile.semaphores) if value)
                 raise ProgramError(
@@ -226,6 +239,7 @@ class Interpreter:
         elif opcode == Opcode.LAYER:
             if tile.held and any(layer == fields["layer"] for layer, _ in tile.held):
                 raise ProgramError(f"{tile.name}: layer {fields['layer']} rewritten while in use")
+            self._check_shared(tile, fields["layer"])
             key = ((tile.x, tile.y), fields["layer"])
             self.fetched = {tag for tag in self.fetched if tag[:2] != key}
             tile.descriptors[fields["layer"]] = fields
@@ -432,8 +446,6 @@ def verify(program) -> Counts:
 
 
 def execute(program, inputs: Mapping[str, NDArray], *, eager: bool = True) -> dict[str, NDArray]:
-    """Run ``program`` functionally; returns all activations but the inputs by name."""
+    """Run ``program`` functionally; inputs and outputs as in `Program.image` and `outputs`."""
     interpreter = Interpreter(program.config, program.global_image(inputs), eager=eager)
-    words = interpreter.run()
-    found = program.read_tensors(words, every=True)
-    return {name: values for name, values in found.items() if name not in program.input_names}
+    return program.graph_outputs(interpreter.run())

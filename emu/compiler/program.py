@@ -18,6 +18,7 @@ A program is one image of global HBM, words of 16 bytes, and nothing else:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,8 @@ class Program:
         ``input_names`` must be given to `image`, ``output_names`` are what `outputs` returns.
     plans: how each step is split, in words.
     rooflines: bounds per step; ``cycle_limit`` is when a run is declared hung.
-    read_bytes, write_bytes: compulsory (distinct) HBM bytes, commands excluded.
     planned_read_bytes: what the commands read, repeats included, commands excluded.
+    network: what was compiled, if it has graph tensors; else inputs and outputs go by layer tensor.
     dump_words: words per channel that hold everything `outputs` reads.
     """
 
@@ -69,14 +70,31 @@ class Program:
     rooflines: tuple[Roofline, ...]
     plans: tuple[str, ...]
     planned_read_bytes: int
+    network: Network | None = None
 
     @property
-    def read_bytes(self) -> int:
-        return WORD_BYTES * sum(r.read_words for r in self.rooflines)
+    def compulsory_bytes(self) -> dict[str, int]:
+        """Distinct HBM bytes that the layers refer to, commands excluded."""
+        inputs: dict[str, int] = {}
+        for bound in self.rooflines:
+            inputs[bound.source] = max(inputs.get(bound.source, 0), bound.input_words)
+        read = sum(inputs.values()) + sum(bound.constant_words for bound in self.rooflines)
+        written = sum(bound.write_words for bound in self.rooflines)
+        return {"hbm_read": WORD_BYTES * read, "hbm_write": WORD_BYTES * written}
 
     @property
-    def write_bytes(self) -> int:
-        return WORD_BYTES * sum(r.write_words for r in self.rooflines)
+    def roofline(self) -> dict[str, float]:
+        """Least cycles by resource, over all steps."""
+        return {
+            "compute": sum(bound.compute for bound in self.rooflines),
+            "hbm": sum(bound.hbm for bound in self.rooflines),
+            "inbound": sum(bound.inbound for bound in self.rooflines),
+        }
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates by definition, padded channels excluded."""
+        return sum(bound.macs for bound in self.rooflines)
 
     @property
     def command_bytes(self) -> int:
@@ -96,21 +114,25 @@ class Program:
         return -(-len(self.words) // line) * SEGMENT_WORDS
 
     def global_image(self, inputs: Mapping[str, NDArray]) -> Bytes:
-        """The global HBM image with ``inputs`` in place.
+        """The global HBM image with ``inputs`` (by graph name; of bare layers by tensor) in place.
 
         Raises
         ------
         UserError
             If an input is missing, unknown or of the wrong shape.
         """
-        unknown = sorted(set(inputs) - set(self.input_names))
-        missing = sorted(set(self.input_names) - set(inputs))
+        expected = set(self.input_names)
+        if self.network:
+            expected = {tensor.name for tensor in self.network.inputs}
+        unknown, missing = sorted(set(inputs) - expected), sorted(expected - set(inputs))
         if unknown or missing:
             raise UserError(
                 f"inputs: {'missing ' + ', '.join(missing) if missing else ''}"
                 f"{'; ' if missing and unknown else ''}"
                 f"{'not an input: ' + ', '.join(unknown) if unknown else ''}"
             )
+        if self.network:
+            inputs = self.network.to_layers(inputs)
         words = self.words.copy()
         for name, values in inputs.items():
             tensor = self.tensors[name]
@@ -121,21 +143,49 @@ class Program:
         """Per channel its image ``uint8[dump_words, 16]``."""
         return to_channels(self.config, self.global_image(inputs))
 
-    def outputs(self, image: list[Bytes], every: bool = False) -> dict[str, NDArray]:
-        """Output tensors (with ``every`` also intermediate ones) from dumped channel images."""
+    def outputs(self, image: list[Bytes]) -> dict[str, NDArray]:
+        """Outputs from (dumped) channel images: graph outputs; of bare layers output tensors."""
         short = min(len(channel) for channel in image)
         if short < self.dump_words:
             raise UserError(f"the dump has {short} words per channel, {self.dump_words} are needed")
-        words = from_channels(self.config, image)
-        return self.read_tensors(words, every)
+        return self.graph_outputs(from_channels(self.config, image))
+
+    def graph_outputs(self, words: Bytes) -> dict[str, NDArray]:
+        """As `outputs`, from the global image."""
+        found = self.read_tensors(words)
+        return self.network.from_layers(found) if self.network else found
 
     def read_tensors(self, words: Bytes, every: bool = False) -> dict[str, NDArray]:
-        """Output tensors from the global image."""
+        """Output (or all) layer tensors from the global image."""
         names = self.tensors if every else self.output_names
         return {
             name: t.unpack(words[t.base : t.base + t.words])
             for name in names for t in [self.tensors[name]]
         }
+
+    def write_images(self, image: list[Bytes], folder: Path) -> None:
+        """``channel_N.bin`` as the DRAM array loads them: words most significant byte first."""
+        for channel, words in enumerate(image):
+            np.ascontiguousarray(words[:, ::-1]).tofile(folder / f"channel_{channel}.bin")
+
+    def read_dump(self, folder: Path) -> list[Bytes]:
+        """Channel images as the DRAM array dumps them: words least significant byte first.
+
+        Raises
+        ------
+        UserError
+            If a channel's file is missing or cut short.
+        """
+        image = []
+        for channel in range(self.config.hbm.channels):
+            path = folder / f"channel_{channel}.bin"
+            if not path.is_file():
+                raise UserError(f"no dump of channel {channel}: {path} is missing")
+            data = np.fromfile(path, np.uint8)
+            if len(data) % WORD_BYTES:
+                raise UserError(f"{path}: {len(data)} bytes are no whole number of words")
+            image.append(data.reshape(-1, WORD_BYTES))
+        return image
 
 
 def compile_network(
@@ -173,6 +223,7 @@ def compile_network(
         rooflines=tuple(step_roofline(config, step) for step in steps),
         plans=tuple(s.plan.describe() for s in steps),
         planned_read_bytes=WORD_BYTES * sum(planned_read_words(config, step) for step in steps),
+        network=network if isinstance(network, Network) else None,
     )
     if check:
         from emu.interpreter import verify  # the interpreter reads programs: imported late

@@ -20,7 +20,9 @@ class Roofline:
     compute: int
     hbm: float
     inbound: int
-    read_words: int
+    source: str
+    input_words: int      # distinct words of tensor `source`
+    constant_words: int   # weights and parameters
     write_words: int
     macs: int
 
@@ -58,13 +60,14 @@ def step_roofline(config: Config, step: Step) -> Roofline:
         words += work.generations * tiles * shape.tile_words + 8 * (last - first)
         compute, inbound = max(compute, passes), max(inbound, words)
     tiles = sum(shape.passes(g) for g in plan.groups)
-    read = _input_words(step) + tiles * shape.tile_words + 8 * len(plan.groups)
+    inputs, constants = _input_words(step), tiles * shape.tile_words + 8 * len(plan.groups)
     write = len(plan.groups) * shape.pixels
     share = len(plan.groups) / shape.out_groups
     outputs, group_inputs, kh, kw = layer.weights.shape
     return Roofline(
-        name=shape.name, compute=compute, hbm=(read + write) / config.hbm.channels,
-        inbound=inbound, read_words=read, write_words=write,
+        name=shape.name, compute=compute, inbound=inbound, source=step.source.name,
+        hbm=(inputs + constants + write) / config.hbm.channels, input_words=inputs,
+        constant_words=constants, write_words=write,
         macs=round(share * shape.pixels * outputs * group_inputs * kh * kw),
     )
 

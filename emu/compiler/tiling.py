@@ -141,8 +141,9 @@ class Weights:
 def plan_weights(plan: Plan, c: int, cuts: tuple[int, ...]) -> Weights:
     """Batches and segments of channel part ``c``; ``cuts``: input groups where batch 0 is cut.
 
-    Unshared blocks form one descriptor, so commands may end inside a block; shared ones have a
-    descriptor per command, so that each member releases each block exactly once.
+    Unshared blocks form one descriptor, so commands may end inside a block. A shared block is
+    released exactly once by each member, so after a command that ends inside one a new descriptor,
+    with a block of its own, begins.
     """
     shape = plan.shape
     batches: list[tuple[Segment, ...]] = []
@@ -160,7 +161,7 @@ def plan_weights(plan: Plan, c: int, cuts: tuple[int, ...]) -> Weights:
         segments = []
         for a, b in pairwise(edges):
             tiles = (last - first) * (b - a) * shape.taps
-            if plan.share_weights and open_tiles:
+            if plan.share_weights and open_tiles % BLOCK_TILES:
                 descriptors.append((block, open_tiles))
                 block += -(-open_tiles // BLOCK_TILES)
                 open_tiles = 0
@@ -210,7 +211,7 @@ def input_cuts(plan: Plan) -> tuple[int, ...]:
     """Where the first output group is cut along its input groups, so that it starts early.
 
     If computing one input group takes longer than its arrival, parts grow by that ratio; if not,
-    arrival is the limit and parts are small and equal.
+    arrival is the limit and parts are small and equal. Shared blocks are not cut.
     """
     shape = plan.shape
     count = shape.in_groups
@@ -221,12 +222,14 @@ def input_cuts(plan: Plan) -> tuple[int, ...]:
         return ()
     arrival = plan.plane + shape.taps * shape.tile_words
     compute = shape.taps * max(pixels, shape.tile_words, 4)
+    unit = BLOCK_TILES // math.gcd(shape.taps, BLOCK_TILES) if plan.share_weights else 1
+    units = -(-count // unit)
     if compute <= 2 * arrival:
-        parts = min(PIECES, count)
-        return tuple(part(count, parts, k)[0] for k in range(parts)) + (count,)
-    cuts, size = [0], max(1, count // 16)
-    while cuts[-1] < count and len(cuts) < PIECES:
-        cuts.append(min(count, cuts[-1] + size))
-        size = math.ceil(size * compute / arrival * 0.6)
-    cuts[-1] = count
-    return tuple(cuts)
+        parts = min(PIECES, units)
+        cuts = [part(units, parts, k)[0] for k in range(parts)]
+    else:
+        cuts, size = [0], max(1, units // 16)
+        while cuts[-1] + size < units and len(cuts) < PIECES:
+            cuts.append(cuts[-1] + size)
+            size = math.ceil(size * compute / arrival * 0.6)
+    return tuple(cut * unit for cut in cuts) + (count,) if len(cuts) > 1 else ()

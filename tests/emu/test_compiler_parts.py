@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mapping, chunks, tensor layout and channel images on their own."""
+
+import numpy as np
+import pytest
+
+from emu.compiler.geometry import geometry_of
+from emu.compiler.images import Tensor, from_channels, to_channels
+from emu.compiler.mapping import Split, candidates, choose, encode_rect, rect_tiles
+from emu.compiler.tiling import chunks
+from emu.config import channel_of, load_config
+from emu.interpreter import tiles_of
+from tests.emu.compiler_layers import make_layer
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 1), (4, 4), (3, 5), (2, 8), (7, 6), (16, 16)])
+def test_sharing_groups_are_rectangles(rows, cols):
+    settings = [f"mesh.rows={rows}", f"mesh.cols={cols}", "hbm.channels=2"]
+    splits = candidates(load_config("base", settings), 10_000, 64)
+    assert splits
+    for split in splits:
+        _check_split(split, rows, cols)
+
+
+def _check_split(split: Split, rows: int, cols: int):
+    places = {
+        (p, c): split.tile(p, c)
+        for p in range(split.pixel_parts) for c in range(split.channel_parts)
+    }
+    assert len(set(places.values())) == len(places)
+    assert all(x < cols and y < rows for x, y in places.values())
+    for p in range(split.pixel_parts):
+        expected = {places[p, c] for c in range(split.channel_parts)}
+        assert set(rect_tiles(split.activation_rect(p))) == expected
+        assert set(tiles_of(encode_rect(split.activation_rect(p)))) == expected
+    for c in range(split.channel_parts):
+        expected = {places[p, c] for p in range(split.pixel_parts)}
+        assert set(rect_tiles(split.weight_rect(c))) == expected
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        (dict(c=64, m=256, h=56, w=56), (16, 1)),
+        (dict(c=64, m=64, h=56, w=56, k=(3, 3), pads=(1, 1, 1, 1)), (8, 2)),
+        (dict(c=128, m=128, h=28, w=28, k=(3, 3), pads=(1, 1, 1, 1)), (4, 4)),
+        (dict(c=256, m=256, h=14, w=14, k=(3, 3), pads=(1, 1, 1, 1)), (1, 16)),
+        (dict(c=768, m=3072), (1, 16)),
+    ],
+)
+def test_chosen_splits(shape, expected):
+    geometry = geometry_of(make_layer(np.random.default_rng(0), **shape))
+    best = choose(load_config(), geometry, range(geometry.out_groups))[0]
+    assert (best.pixel_parts, best.channel_parts) == expected
+
+
+@pytest.mark.parametrize("pixels", [1, 15, 16, 17, 100, 392, 784, 5000])
+@pytest.mark.parametrize("limit", [16, 256])
+@pytest.mark.parametrize("early", [False, True])
+def test_chunks_cover_all_pixels_once(pixels, limit, early):
+    cut = chunks(pixels, limit, early)
+    assert [a for a, _ in cut] == [0] + [b for _, b in cut[:-1]]
+    assert cut[-1][1] == pixels
+    assert all(0 < b - a <= limit for a, b in cut)
+
+
+def test_tail_is_a_chunk_of_its_own():
+    assert chunks(196, 256, True, True) == [(0, 164), (164, 196)]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_channel_images_agree_with_the_address_map(channels):
+    config = load_config("base", [f"hbm.channels={channels}"])
+    rng = np.random.default_rng(channels)
+    words = rng.integers(0, 256, (16 * 37 + 5, 16)).astype(np.uint8)
+    image = to_channels(config, words)
+    for address in range(len(words)):
+        channel, local = channel_of(config, address)
+        np.testing.assert_array_equal(image[channel][local], words[address])
+    np.testing.assert_array_equal(from_channels(config, image)[: len(words)], words)
+
+
+def test_tensor_layout():
+    tensor = Tensor("t", (2, 20, 3, 4), 0, True, -5)
+    values = np.random.default_rng(0).integers(-128, 128, tensor.shape).astype(np.int8)
+    words = tensor.pack(values)
+    assert len(words) == tensor.words == 2 * 2 * 3 * 4
+    group, image, y, x = 1, 1, 2, 3
+    word = words[((group * 2 + image) * 3 + y) * 4 + x].view(np.int8)
+    np.testing.assert_array_equal(word[:4], values[1, 16:20, 2, 3])
+    assert (word[4:] == -5).all()
+    np.testing.assert_array_equal(tensor.unpack(words), values)
+
+
+def test_pointwise_layers_are_one_row():
+    shape = geometry_of(make_layer(np.random.default_rng(0), c=32, m=32, h=5, w=6, n=3))
+    assert (shape.images, shape.height, shape.width, shape.pixels) == (1, 1, 90, 90)
+
+
+def test_grouped_needs_only_its_input_groups():
+    layer = make_layer(np.random.default_rng(0), c=128, m=64, h=4, w=4, groups=2)
+    assert geometry_of(layer).needs == ((0, 4), (0, 4), (4, 4), (4, 4))
