@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emu.errors import UserError
 from emu.network.exact import exact
+from emu.network.graph import one_line
 from emu.network.layers import ConvLayer, Network
 from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
@@ -35,10 +36,6 @@ class Golden:
 
     outputs: dict[str, NDArray]
     conditions: tuple[str, ...] = ()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def session(network: Network) -> Any:
@@ -60,7 +57,7 @@ def session(network: Network) -> Any:
         data = network.model.SerializeToString()
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise UserError(f"{network.name}: ONNX Runtime refuses it: {_first_line(error)}") from None
+        raise UserError(f"{network.name}: ONNX Runtime refuses it: {one_line(error)}") from None
 
 
 def run_onnxruntime(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -76,7 +73,7 @@ def run_onnxruntime(network: Network, inputs: Mapping[str, NDArray]) -> dict[str
     try:
         values = runner.run(names, dict(inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise UserError(f"{network.name}: ONNX Runtime fails: {_first_line(error)}") from None
+        raise UserError(f"{network.name}: ONNX Runtime fails: {one_line(error)}") from None
     return dict(zip(names, values, strict=True))
 
 

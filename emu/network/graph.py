@@ -43,9 +43,10 @@ class Value:
 class Node:
     """One ONNX node with its attributes as Python values; errors carry its name."""
 
-    def __init__(self, proto: Any):
+    def __init__(self, proto: Any, where: str):
         from onnx import helper
 
+        self.where = where
         self.op: str = proto.op_type
         self.domain: str = "" if proto.domain in _STANDARD else proto.domain
         self.inputs = list(proto.input)
@@ -62,7 +63,7 @@ class Node:
         return self.inputs[index] if index < len(self.inputs) else ""
 
     def error(self, text: str) -> UserError:
-        return UserError(f"{self.op} {self.name}: {text}")
+        return UserError(f"{self.where}: {self.op} {self.name}: {text}")
 
 
 class Graph:
@@ -79,7 +80,9 @@ class Graph:
             raise UserError(f"{name}: sparse initialisers are not supported")
         self.constants = _constants(model.graph, name)
         self.outputs = [_value(v) for v in model.graph.output]
-        self.nodes = self._live([Node(n) for n in model.graph.node if n.op_type != "Constant"])
+        self.nodes = self._live(
+            [Node(n, name) for n in model.graph.node if n.op_type != "Constant"]
+        )
         self._check_supported()
         self.inputs = [self._input(v) for v in model.graph.input if v.name not in self.constants]
         self.uses = Counter(i for node in self.nodes for i in node.inputs if i)
@@ -176,7 +179,7 @@ def _constants(graph: Any, name: str) -> dict[str, NDArray]:
             if node.op_type == "Constant" and node.output:
                 found[node.output[0]] = _constant_node(node)
     except Exception as error:  # a damaged tensor fails in many ways
-        raise UserError(f"{name}: an initialiser is damaged: {first_line(error)}") from None
+        raise UserError(f"{name}: an initialiser is damaged: {one_line(error)}") from None
     return found
 
 
@@ -191,9 +194,11 @@ def _constant_node(node: Any) -> NDArray:
     return np.asarray(value, dtype)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def one_line(error: BaseException) -> str:
+    """An exception's text in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace("[ShapeInferenceError] Inference error(s): ", "")
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def load_model(source: str | Path | bytes, name: str) -> Any:
@@ -217,7 +222,7 @@ def load_model(source: str | Path | bytes, name: str) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's exceptions depend on its implementation
-        raise UserError(f"{name}: not an ONNX file, or truncated: {first_line(error)}") from None
+        raise UserError(f"{name}: not an ONNX file, or truncated: {one_line(error)}") from None
     if not model.ir_version or not model.graph.node:
         raise UserError(f"{name}: not an ONNX file: it has no version or no nodes")
     try:
@@ -226,5 +231,5 @@ def load_model(source: str | Path | bytes, name: str) -> Any:
         onnx.checker.check_model(model)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:  # checker, inference and external data each have their own
-        raise UserError(f"{name}: not a valid ONNX model: {first_line(error)}") from None
+        raise UserError(f"{name}: not a valid ONNX model: {one_line(error)}") from None
     return inferred

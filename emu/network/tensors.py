@@ -32,7 +32,7 @@ def load_inputs(network: Network, path: str | Path) -> dict[str, NDArray]:
         If the file is missing or no npz, or an array is missing, unknown, of another type or shape.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError
             arrays = {name: archive[name] for name in archive.files}

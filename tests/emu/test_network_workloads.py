@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Built-in workloads: what the list promises, and outputs that would show an error."""
+
+import numpy as np
+import pytest
+
+from emu.network.golden import evaluate, random_inputs
+from emu.network.workloads import WORKLOADS, list_workloads, load_network
+
+REQUIRED = {
+    "resnet50": "conv1 res2_3x3 res3_3x3 res4_3x3 res5_3x3 res4_1x1 fc",
+    "mobilenetv2": "expand depthwise",
+    "bert_base": "projection ffn1",
+    "gpt2": "decode_qkv decode_ffn",
+    "dlrm": "top",
+    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain",
+}
+
+
+def test_list():
+    listed = list_workloads()
+    required = {f"{net}.{part}" for net, parts in REQUIRED.items() for part in parts.split()}
+    assert required <= {item.name for item in listed}
+    assert len({item.name for item in listed}) == len(listed)
+    for item in listed:
+        assert item.description and "\n" not in item.description
+        assert item.macs > 0 and item.weight_bytes > 0
+    assert WORKLOADS["resnet50.res4_3x3"].macs == 14 * 14 * 256 * 256 * 9
+    assert WORKLOADS["gpt2.decode_ffn"].weight_bytes == 768 * 3072
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_workload(name):
+    workload, network = WORKLOADS[name], load_network(name)
+    assert (network.name, network.macs, network.weight_bytes) == (
+        name,
+        workload.macs,
+        workload.weight_bytes,
+    )
+    result = evaluate(network, random_inputs(network, 1))
+    assert not result.conditions
+    (values,) = result.outputs.values()
+    layer = network.layers[-1]
+    assert np.unique(values).size > min(60, values.size // 2)
+    assert np.mean(values == layer.clip_low) < 0.6
+    assert np.mean(values == layer.clip_high) < 0.05
+
+
+def test_weights_are_reproducible():
+    first, second = (load_network("tiny.conv3x3").layers[0] for _ in range(2))
+    np.testing.assert_array_equal(first.weights, second.weights)
+    other = load_network("tiny.strided").layers[0]
+    assert not np.array_equal(first.weights.reshape(-1)[:100], other.weights.reshape(-1)[:100])
