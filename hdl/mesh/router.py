@@ -142,6 +142,18 @@ class Router(wiring.Component):
         )
 
     @property
+    def order(self) -> str:
+        return self._order
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        return self._edges
+
+    @property
+    def exits(self) -> tuple[str, ...]:
+        return self._exits
+
+    @property
     def connections(self) -> dict[str, tuple[str, ...]]:
         """Output -> inputs that may feed it."""
         return connections(self._order, self._inputs, self._outputs, self._edges, self._exits)

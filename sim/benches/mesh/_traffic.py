@@ -41,6 +41,11 @@ class Case:
             arbiter=self.arbiter,
         )
 
+    def _model(self) -> Router:
+        router = self.router()
+        router._MustUse__silence = True  # only looked at
+        return router
+
     def mesh(self) -> Mesh:
         return Mesh(self.plane, self.config, self.router if self.order else None)
 
@@ -72,13 +77,13 @@ class Case:
 
     def sources(self) -> dict[str, tuple[int, int, str]]:
         """Input port -> (x, y, side or "core")."""
-        sides = SIDES if self.order else self.router()._edges
+        sides = self._model().edges
         cores = {f"core_in_{x}_{y}": (x, y, "core") for x, y in self.places()}
         return (cores if self.plane != "down" else {}) | self._edges("in", sides)
 
     def sinks(self) -> dict[str, tuple[int, int, str]]:
         """Output port -> (x, y, side or "core")."""
-        sides = SIDES if self.order else self.router()._exits
+        sides = self._model().exits
         cores = {f"core_out_{x}_{y}": (x, y, "core") for x, y in self.places()}
         return (cores if self.plane != "req" else {}) | self._edges("out", sides)
 
