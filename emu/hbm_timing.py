@@ -79,7 +79,7 @@ TIMINGS = {
         ccd_s=2, ccd_l=4, wtr_s=6, wtr_l=8, rtp=6, wr=16, rfc=260, rfc_pb=160, rref_d=8, refi=3900,
     ),
 }
-"""Named timing sets: `hbm2_a` is a fast 1 Gbit/s/pin part, `hbm2_b` one with a long four-activate window."""
+"""Named timing sets; `hbm2_b` has a long four-activate window."""
 
 MAPS = {
     "M1": "R" * 15 + "GG" + "BB" + "CCCCC" + "OOOOO",
@@ -101,7 +101,7 @@ class Place:
 
 
 def letters(hbm: Hbm) -> str:
-    """Address map of the modelled array: the most significant row letters are dropped to fit ``mib``."""
+    """Address map of the modelled array: row letters are dropped, highest first, to fit ``mib``."""
     text = MAPS.get(hbm.address_map, hbm.address_map)
     drop = BYTE_BITS - (hbm.mib * 1024 * 1024).bit_length() + 1
     return text.replace("R", "", drop)

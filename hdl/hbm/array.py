@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DRAM of one pseudo-channel: a behavioural model in plain Verilog behind the command bus.
 
-Only the storage cells are a model: it keeps the open row of each bank itself, so a controller that opens
-the wrong row gets the wrong data. Timing is not checked here but by `hdl.hbm.checker`.
+Only the storage cells are a model: it keeps the open row of each bank itself, so a controller that
+opens the wrong row gets the wrong data. Timing is not checked here but by `hdl.hbm.checker`.
 """
 
 from amaranth.hdl import ClockSignal, Instance

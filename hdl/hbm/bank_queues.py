@@ -16,8 +16,8 @@ class BankQueues(wiring.Component):
     """Sixteen queues in one pool of entries; the scheduler sees the heads.
 
     An access enqueued in cycle t is visible from t + 1. One may enter and one may leave per cycle.
-    Queues are linked lists, so that any bank may use all entries. ``hit`` is kept by comparing a row
-    only when a head or an open row changes, never all banks at once.
+    Queues are linked lists, so that any bank may use all entries. ``hit`` is kept by comparing a
+    row only when a head or an open row changes, never all banks at once.
 
     Parameters
     ----------
@@ -28,11 +28,13 @@ class BankQueues(wiring.Component):
     Members
     -------
     enqueue: Stream of `column_layout`. ``level``: Accesses waiting.
-    waiting: Banks with a head. ``hit``: Banks whose head's row is open (meaningless if not waiting).
+    waiting: Banks with a head. ``hit``: Banks whose head's row is open (meaningless if not
+        waiting).
     stamps: Arrival number of each head, modulo 2**10; ``stamp`` is that of the next arrival.
     pop, pop_bank: Remove that bank's head; ``pop_column`` and ``pop_item`` are its contents.
     row_bank: Bank of the row command; ``row`` is the row of that bank's head.
-    row_valid, row_kind, opened: The row command given in this cycle; ``opened`` is the activated row.
+    row_valid, row_kind, opened: The row command given in this cycle; ``opened`` is the activated
+        row.
     open: Banks with an open row.
     """
 
@@ -71,7 +73,7 @@ class BankQueues(wiring.Component):
         return m
 
     def _lists(self, m, pool, push):
-        """Heads, tails and links: who leaves (``slot``), who becomes head (``entering``, ``next``)."""
+        """Heads, tails and links: who leaves (slot), who becomes head (entering, next)."""
         slots = range(self._capacity)
         bank, pop_bank = self.enqueue.payload.bank, self.pop_bank
         m.submodules.heads = heads = Memory(shape=slots, depth=BANKS, init=[])

@@ -22,9 +22,10 @@ from hdl.packets import DownFlit, ReqFlit, UpFlit
 class HbmChannel(wiring.Component):
     """Answers reads with self-addressed words, assembles writes into lines and acknowledges them.
 
-    Reads leave in any order. A write is acknowledged (``Kind.ACK`` with the number of writes) when its
-    line is in the write queue; every read that is requested later sees it. One flit per cycle each way.
-    A read of an idle channel with its row open takes cl + 8 cycles from ``request`` to ``down``.
+    Reads leave in any order. A write is acknowledged (``Kind.ACK`` with the number of writes) when
+    its line is in the write queue; every read that is requested later sees it. One flit per cycle
+    each way. A read of an idle channel with its row open takes cl + 8 cycles from ``request`` to
+    ``down``.
 
     Parameters
     ----------

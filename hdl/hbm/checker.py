@@ -2,8 +2,11 @@
 """An independent check of every DRAM command against the timing set.
 
 Shares nothing with the controller: it watches the command bus and keeps the time of the last
-command of each kind per bank, per group and for the channel, and compares distances when a command comes.
+command of each kind per bank, per group and for the channel, and compares distances when a command
+comes.
 """
+
+from itertools import pairwise
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import enum, wiring
@@ -81,9 +84,9 @@ class Times(wiring.Component):
 class Checker(wiring.Component):
     """Raises ``error`` for good at the first illegal command and tells which rule it broke.
 
-    Latency: one cycle. Checks the bank states (open, closed) and tRCD, tRP, tRAS, tRC, tRRD, tFAW, tCCD,
-    tWTR, tRTW, tRTP, tWR, tRFC, tRFCpb, tRREFD. A row and a column command for the same bank in
-    the same cycle is illegal.
+    Latency: one cycle. Checks the bank states (open, closed) and tRCD, tRP, tRAS, tRC, tRRD, tFAW,
+    tCCD, tWTR, tRTW, tRTP, tWR, tRFC, tRFCpb, tRREFD. A row and a column command for the same bank
+    in the same cycle is illegal.
 
     Members
     -------
@@ -209,7 +212,7 @@ class Checker(wiring.Component):
         stamps = [Signal(TIME_BITS, name=f"faw_{i}") for i in range(4)]
         seen, age = Signal(3), Signal(TIME_BITS)
         with m.If(self._is["act"]):
-            m.d.sync += [new.eq(old) for old, new in zip([self._now, *stamps], stamps, strict=False)]
+            m.d.sync += [new.eq(old) for old, new in pairwise([self._now, *stamps])]
             m.d.sync += seen.eq(Mux(seen == 4, 4, seen + 1))
         m.d.comb += age.eq(Mux(seen == 4, self._now - stamps[3], ~0))
         return age

@@ -12,7 +12,16 @@ from hdl.hbm.bank_queues import BankQueues
 from hdl.hbm.data_path import ReadPath, WritePath
 from hdl.hbm.front_end import ConflictFilter, ReadFrontEnd, WriteFrontEnd
 from hdl.hbm.mode import Mode
-from hdl.hbm.packets import BeatAddress, LineRead, LineWrite, Phy, ReadItem, ReadWord, RowKind, WriteItem
+from hdl.hbm.packets import (
+    BeatAddress,
+    LineRead,
+    LineWrite,
+    Phy,
+    ReadItem,
+    ReadWord,
+    RowKind,
+    WriteItem,
+)
 from hdl.hbm.refresher import Refresher
 from hdl.hbm.scheduler import Scheduler
 from hdl.hbm.timers import Timers
@@ -23,19 +32,19 @@ class HbmController(wiring.Component):
     """Reads and writes 64-byte lines of a pseudo-channel; one row and one column command a cycle.
 
     front end (address map, split) -> queues per bank -> scheduler -> commands, one cycle later on
-    ``phy``. A read of an idle channel with its row open: first word at ``words`` cl + 4 cycles after
-    the line was offered. Peak: one column in two cycles, 16 bytes per cycle.
+    ``phy``. A read of an idle channel with its row open: first word at ``words`` cl + 4 cycles
+    after the line was offered. Peak: one column in two cycles, 16 bytes per cycle.
 
-    Words come in any order. A read accepted after a write was accepted returns what that write wrote
-    (or a later one): it waits in the front end while a column with the same hash is queued.
+    Words come in any order. A read accepted after a write was accepted returns what that write
+    wrote (or a later one): it waits in the front end while a column with the same hash is queued.
 
     Members
     -------
     read, write: Streams of `LineRead` and `LineWrite`. A write is *queued*, for every later read to
         see, when it is transferred.
     words: Words read.
-    fetch, beat, write_data, write_mask: In a cycle with ``fetch`` the word ``beat`` of the write buffer
-        goes to the DRAM; the buffer answers in the same cycle.
+    fetch, beat, write_data, write_mask: In a cycle with ``fetch`` the word ``beat`` of the write
+        buffer goes to the DRAM; the buffer answers in the same cycle.
     starved: The write buffer has no room: drain writes. ``phy``: To the DRAM.
     idle: Nothing is queued or on its way.
 
@@ -133,7 +142,7 @@ class HbmController(wiring.Component):
         ]
 
     def _issue(self, m):
-        """Commands decided in this cycle to state and queues, and through a register to the DRAM."""
+        """This cycle's commands to state and queues, and through a register to the DRAM."""
         s, refresher, timers = self._scheduler, self._refresher, self._timers
         reads, writes, write = self._reads, self._writes, self._mode.write
         row = self._row = Signal(self.phy.row.shape())

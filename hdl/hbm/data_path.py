@@ -12,7 +12,7 @@ from hdl.hbm.packets import BeatAddress, ReadItem, ReadWord, WriteItem
 from hdl.packets import WORD_BITS
 
 ROOM = 32
-"""Words of the response queue: more than the latency of a read, so that it never limits the rate."""
+"""Words of the response queue: more than a read's latency, so that it never limits the rate."""
 
 
 class Delayed(wiring.Component):
@@ -51,8 +51,8 @@ class Delayed(wiring.Component):
 class ReadPath(wiring.Component):
     """Takes the wanted words of each read from the bus and queues them for the mesh.
 
-    A word is at ``o`` one cycle after it was on the bus. ``room`` counts words of columns issued, so
-    that the queue never overflows; it is given in advance for a whole column.
+    A word is at ``o`` one cycle after it was on the bus. ``room`` counts words of columns issued,
+    so that the queue never overflows; it is given in advance for a whole column.
 
     Parameters
     ----------

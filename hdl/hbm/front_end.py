@@ -124,8 +124,9 @@ class WriteFrontEnd(wiring.Component):
 class ConflictFilter(wiring.Component):
     """Counts queued writes by address hash: zero means that no write to the column is queued.
 
-    A counting Bloom filter with one hash. ``hit`` may be true for another column with the same hash,
-    never false for the same one. Clears itself after reset; ``ready`` tells when writes may come.
+    A counting Bloom filter with one hash. ``hit`` may be true for another column with the same
+    hash, never false for the same one. Clears itself after reset; ``ready`` tells when writes may
+    come.
 
     Members
     -------

@@ -10,8 +10,9 @@ class Mode(wiring.Component):
     """Reads first; writes drain in bursts, because every turn of the bus costs some twenty cycles.
 
     Writes begin when the write queue is nearly full (``high``), when a read waits for one of them,
-    when the write buffer is full, or when no read waits. A burst of the first kinds goes on to ``low`` writes (and to the write
-    that the read waits for), one of the last kind ends with the next read.
+    when the write buffer is full, or when no read waits. A burst of the first kinds goes on to
+    ``low`` writes (and to the write that the read waits for), one of the last kind ends with the
+    next read.
 
     Parameters
     ----------
@@ -49,14 +50,13 @@ class Mode(wiring.Component):
             must.eq((self.level >= self.high) | self.conflict | (self.starved & (self.level != 0))),
             self.ahead.eq(self.write | (self.level >= self.high - 8)),
         ]
-        with m.If(~self.write):
-            with m.If(must | ((self.level != 0) & ~self.reads)):
-                m.d.sync += [self.write.eq(1), urgent.eq(must)]
-        with m.Else():
+        with m.If(self.write):
             with m.If(must):
                 m.d.sync += urgent.eq(1)
             with m.Elif(self.level == 0):
                 m.d.sync += self.write.eq(0)
             with m.Elif(self.reads & (~urgent | (self.level <= self.low))):
                 m.d.sync += self.write.eq(0)
+        with m.Elif(must | ((self.level != 0) & ~self.reads)):
+            m.d.sync += [self.write.eq(1), urgent.eq(must)]
         return m

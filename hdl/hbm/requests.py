@@ -19,9 +19,9 @@ class Requests(wiring.Component):
     """Splits read requests into lines and turns words read into flits that find their own way.
 
     A request of one to sixteen words in a 16-word segment makes one to four line reads, one per
-    cycle from the cycle after it was taken. Its reply header is kept under a tag until its last word has
-    left. At most 64 requests are in work. A word or acknowledgement leaves one cycle after it came;
-    one flit per cycle.
+    cycle from the cycle after it was taken. Its reply header is kept under a tag until its last
+    word has left. At most 64 requests are in work. A word or acknowledgement leaves one cycle
+    after it came; one flit per cycle.
 
     Members
     -------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler: one row command and one column command per cycle from the heads of the bank queues."""
+"""The scheduler: a row and a column command per cycle from the heads of the bank queues."""
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
@@ -19,9 +19,9 @@ class Scheduler(wiring.Component):
 
     Combinational from this cycle's vectors to this cycle's commands. In read mode only reads are
     served, in write mode only writes. The column command is the oldest head whose row is open and
-    whose timing allows it; the row command opens or closes for the oldest head that needs it. A bank's
-    queue is in order, so an access that waits for a row is never overtaken in its own bank and every
-    head becomes the oldest in the end: no starvation.
+    whose timing allows it; the row command opens or closes for the oldest head that needs it. A
+    bank's queue is in order, so an access that waits for a row is never overtaken in its own bank
+    and every head becomes the oldest in the end: no starvation.
 
     ``in_order`` serves only the oldest access of the mode. ``fr_fcfs_cap`` puts banks that have
     sent ``row_hit_cap`` columns since their activate behind all other ready banks.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """All timing constraints of a pseudo-channel as bit vectors: which bank may take which command now.
 
-Every constraint is a constant delay after a command, so instead of a counter per bank and rule there
-is one history of commands per rule, read at the delay: what falls out of it is free again. The
-state is a few vectors of 16 bits whatever the number of rules.
+Every constraint is a constant delay after a command, so instead of a counter per bank and rule
+there is one history of commands per rule, read at the delay: what falls out of it is free again.
+The state is a few vectors of 16 bits whatever the number of rules.
 """
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
@@ -122,7 +122,8 @@ class Timers(wiring.Component):
     """Which command each bank may take in this cycle under the rules of ``timing``.
 
     Commands are given in the cycle in which they are decided; the outputs of the next cycle know
-    them. Covers tRCD, tRP, tRAS, tRC, tRRD, tFAW, tCCD, tWTR, tRTP, tWR, tRTW, tRFC, tRFCpb, tRREFD.
+    them. Covers tRCD, tRP, tRAS, tRC, tRRD, tFAW, tCCD, tWTR, tRTP, tWR, tRTW, tRFC, tRFCpb,
+    tRREFD.
 
     Members
     -------

@@ -24,10 +24,11 @@ Way = data.StructLayout({"valid": 1, "source": 8, "line": LINE_BITS, "slot": SLO
 class WriteAssembler(wiring.Component):
     """Four lines being assembled, each of one source tile, in a write buffer of 64 lines.
 
-    A write goes straight to its place in the buffer: one per cycle, as long as its source stays in its
-    line. A line is flushed (its descriptor sent, its data stays) when all its bytes are written, when its
-    source writes another line (one more cycle), when ``last`` is set, after 16 writes, or when a fifth
-    source needs its place. The buffer's line is free again when all its columns were fetched.
+    A write goes straight to its place in the buffer: one per cycle, as long as its source stays in
+    its line. A line is flushed (its descriptor sent, its data stays) when all its bytes are
+    written, when its source writes another line (one more cycle), when ``last`` is set, after 16
+    writes, or when a fifth source needs its place. The buffer's line is free again when all its
+    columns were fetched.
 
     Members
     -------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo-channel: bandwidth of reads at full load against derived bounds. Values are not looked at here.
+"""Pseudo-channel: bandwidth and latency against derived bounds; values are not looked at here.
 
-Bound of a stream: 16 bytes per cycle, minus what refresh takes, minus filling and draining the pipeline
-once (about 60 cycles: activate, tRCD, CL and the last words).
+Bound of a stream: 16 bytes per cycle, minus what refresh takes, minus filling and draining the
+pipeline once (about 60 cycles: activate, tRCD, CL and the last words).
 """
 
 import itertools
@@ -39,8 +39,8 @@ SEQUENTIAL = {"none": 0.98, "none_m2": 0.98, "per_bank": 0.97, "per_bank_b": 0.9
 RANDOM = {"none": 0.92, "none_m2": 0.92, "per_bank": 0.90, "per_bank_b": 0.50, "all_bank": 0.85}
 REFRESHES = ("per_bank", "per_bank_b", "all_bank")
 POSTPONED = 9
-# All rows differ, as in random segments, but banks come in turn; without the permutation of banks all
-# streams meet in the same four banks: 16 columns in tRC 48... each row is used once.
+# All rows differ, as in random segments, but banks come in turn. Without the permutation of banks
+# all streams meet in the same four banks, each row is used once: 16 data cycles in tRC 48.
 STREAMS = {"none": 0.92, "none_m2": 0.2, "per_bank": 0.90, "per_bank_b": 0.50, "all_bank": 0.85}
 FILL = 60
 WORDS = 4 * 65536

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pseudo-channel: random reads and masked writes of several tiles against a numpy memory.
 
-Reads are made only of words without unacknowledged writes and writes only of words without reads under
-way or unacknowledged writes of another tile: exactly what a program with semaphores can rely on. Every
-command is checked in hardware.
+Reads are made only of words without unacknowledged writes and writes only of words without reads
+under
+way or unacknowledged writes of another tile: exactly what a program with semaphores can rely on.
+Every command is checked in hardware.
 """
 
 import os
@@ -147,7 +148,7 @@ async def random_traffic(dut, p_idle, p_stall):
     cocotb.start_soon(log.run())
 
     fill = [
-        memory.write(word, int.from_bytes(rng.bytes(16), "little"), 0xFFFF, SOURCES[0], word % 4 == 3)
+        memory.write(word, int.from_bytes(rng.bytes(16), "little"), 0xFFFF, SOURCES[0], False)
         for word in memory.words
     ]
     await with_timeout(writes.send(fill), 30, "us")
