@@ -19,7 +19,7 @@ class WordWriter(wiring.Component):
 
     Parameters
     ----------
-    lanes: Bytes of a part: 8 or 16.
+    lanes: Bytes of a part: 4, 8 or 16.
     depth: Words queued.
 
     Members
@@ -51,17 +51,15 @@ class WordWriter(wiring.Component):
         m = Module()
         shape = data.StructLayout({"data": WORD_BITS, "address": SPAD_BITS, "last": 1})
         m.submodules.queue = queue = Fifo(shape, self._depth)
-        whole, word = Signal(), self.part
-        if self._lanes == 16:
+        whole, word, parts = Signal(), self.part, 16 // self._lanes
+        if parts == 1:
             m.d.comb += whole.eq(self.part_valid)
         else:
-            low_held, low = Signal(), Signal(64)
-            m.d.comb += whole.eq(self.part_valid & low_held)
-            with m.If(self.part_valid):
-                m.d.sync += low_held.eq(~low_held)
-            with m.If(self.part_valid & ~low_held):
-                m.d.sync += low.eq(self.part)
-            word = Cat(low, self.part)
+            held_parts, held = Signal(range(parts)), Signal(WORD_BITS - len(self.part))
+            m.d.comb += whole.eq(self.part_valid & (held_parts == parts - 1))
+            word = Cat(held, self.part)
+            with m.If(self.part_valid):  # parts is a power of two: the count wraps by itself
+                m.d.sync += [held_parts.eq(held_parts + 1), held.eq(word[len(self.part) :])]
 
         pixel, quarter = Signal(SPAD_BITS), Signal(2)
         request = self.write.request

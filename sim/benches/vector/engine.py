@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vector engine against the golden functions: every operation, random windows, random refusals."""
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
+
+from emu import requantise as rq
+from emu.config import load_config
+from emu.isa import VectorOp
+from hdl.vector.engine import BUILT, VectorEngine
+from hdl.vector.walker import VectorCommand
+from sim.streams import Source
+
+VARIANTS = {"base": lambda: VectorEngine(load_config("base"))}
+OUT = 0x4000
+
+
+class Scratch:
+    """Scratchpad behind the two ports; ``p_refuse`` is the chance that a port refuses a cycle."""
+
+    def __init__(self, dut, rng, p_refuse: float):
+        self.dut, self.rng, self.p_refuse = dut, rng, p_refuse
+        self.memory = rng.integers(0, 256, (1 << 16, 16)).astype(np.uint8)
+        self.writes: list[int] = []
+        self.done, self.cycle = [], 0
+
+    async def run(self):
+        dut, read = self.dut, None
+        while True:
+            for port in (dut.read__request__ready, dut.write__request__ready):
+                port.value = int(self.rng.random() >= self.p_refuse)
+            word = self.memory[read] if read is not None else self.rng.bytes(16)
+            dut.read__data.value = int.from_bytes(bytes(word), "little")
+            await ReadOnly()
+            self.cycle += 1
+            read = None
+            if int(dut.read__request__valid.value) and int(dut.read__request__ready.value):
+                read = int(dut.read__request__payload.value)
+            if int(dut.write__request__valid.value) and int(dut.write__request__ready.value):
+                bits = int(dut.write__request__payload.value)
+                value = (bits & (1 << 128) - 1).to_bytes(16, "little")
+                self.memory[bits >> 128] = np.frombuffer(value, np.uint8)
+                self.writes.append(bits >> 128)
+            if int(dut.done.value):
+                self.done.append((self.cycle, len(self.writes)))
+            await RisingEdge(dut.clk)
+
+
+async def start(dut, p_refuse):
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    scratch = Scratch(dut, rng, p_refuse)
+    source = Source(dut, "command", VectorCommand, rng=rng)
+    Clock(dut.clk, 1, unit="ns").start()
+    dut.rst.value = 1
+    await ClockCycles(dut.clk, 3)
+    dut.rst.value = 0
+    cocotb.start_soon(scratch.run())
+    return rng, scratch, source
+
+
+def pick(rng, low, high):
+    return int(rng.integers(low, high + 1))
+
+
+def window(rng, pool: bool) -> dict:
+    """Window fields; every window of a pool has a tap inside, others lie inside."""
+    height, width = pick(rng, 1, 9), pick(rng, 1, 9)
+    kh, kw = (pick(rng, 1, 4), pick(rng, 1, 4)) if pool else (1, 1)
+    sy, sx = pick(rng, 1, 3), pick(rng, 1, 3)
+    y0, x0 = (pick(rng, 1 - kh, 0), pick(rng, 1 - kw, 0)) if pool else (0, 0)
+    rows, out_width = (height - 1 - y0) // sy + 1, (width - 1 - x0) // sx + 1
+    first_x = pick(rng, 0, out_width - 1)
+    step, groups = pick(rng, 1, 3), pick(rng, 1, 3)
+    row = step * width + pick(rng, 0, 5)
+    return {
+        "base": pick(rng, 0x100, 0x1000), "step": step, "row": row,
+        "plane": row * height + pick(rng, 0, 9), "height": height, "width": width,
+        "y0": y0, "x0": x0, "sy": sy, "sx": sx, "kh": kh, "kw": kw, "groups": groups,
+        "out_width": out_width, "first_x": first_x,
+        "pixels": pick(rng, 1, rows * out_width - first_x),
+    }
+
+
+def random_command(rng, scratch: Scratch, op: VectorOp) -> dict:
+    c = window(rng, op in (VectorOp.MAX_POOL, VectorOp.SUM_POOL)) | {"op": int(op)}
+    out_step = pick(rng, 1, 3)
+    low = int(rng.choice([-128, 0]))
+    c |= {
+        "b_base": pick(rng, 0x8000, 0x9000), "b_plane": pick(rng, 100, 200),
+        "b_step": pick(rng, 1, 3), "b_mode": pick(rng, 0, 2),
+        "out": OUT, "out_step": out_step, "out_group": c["pixels"] * out_step + pick(rng, 0, 3),
+        "table": 0xF000, "a_signed": pick(rng, 0, 1), "b_signed": pick(rng, 0, 1),
+        "a_zero": pick(rng, -128, 255), "b_zero": pick(rng, -128, 255),
+        "out_zero": pick(rng, low, low + 255), "clip_low": low + pick(rng, 0, 20),
+        "clip_high": low + 255 - pick(rng, 0, 20),
+        "scale0": int(np.float32(rng.uniform(0.002, 0.1)).view(np.uint32)),
+    }
+    if op == VectorOp.ADD:
+        addends = rng.uniform(-100, 100, 256).astype(np.float32)
+        scratch.memory[0xF000:0xF040] = addends.view(np.uint8).reshape(64, 16)
+        c["scale0"] = int(np.float32(rng.uniform(0.1, 2)).view(np.uint32))
+        c["a_zero"] = int(rng.choice([0, -128]))
+    return c
+
+
+def expected(memory, c: dict) -> dict[int, bytes]:
+    """Address to word."""
+    op, scale = VectorOp(c["op"]), np.uint32(c["scale0"]).view(np.float32)
+    clip = {"low": c["clip_low"], "high": c["clip_high"]}
+    result = {}
+    ys, xs = np.mgrid[0 : c["height"], 0 : c["width"]]
+    for g in range(c["groups"]):
+        words = c["base"] + g * c["plane"] + ys * c["row"] + xs * c["step"]
+        image = rq.from_bytes(memory[words], bool(c["a_signed"])).transpose(2, 0, 1)
+        rows = (c["first_x"] + c["pixels"] - 1) // c["out_width"] + 1
+        kind = {
+            "kernel": (c["kh"], c["kw"]), "stride": (c["sy"], c["sx"]),
+            "origin": (c["y0"], c["x0"]), "out": (rows, c["out_width"]),
+        }
+        taps = image if op == VectorOp.SUM_POOL else rq.max_pool(image, **kind)
+        p = np.arange(c["pixels"])
+        if op == VectorOp.SUM_POOL:
+            zeros = {"in_zero": c["a_zero"], "zero": c["out_zero"]}
+            taps = rq.sum_pool(image, scale, **zeros, **clip, **kind)
+        a = taps.reshape(16, -1).T[c["first_x"] : c["first_x"] + c["pixels"]]
+        where = [
+            c["b_base"] + g * c["b_plane"] + p * c["b_step"],
+            c["b_base"] + g * c["b_plane"] + 0 * p, c["b_base"] + p * c["b_step"],
+        ][c["b_mode"]]
+        b = rq.from_bytes(memory[where & 0xFFFF], bool(c["b_signed"]))
+        b = b[:, :1] if c["b_mode"] == 2 else b
+        if op == VectorOp.ADD:
+            table = memory[0xF000:0xF040].view(np.float32).ravel()
+            b = np.broadcast_to(b, a.shape)
+            y = rq.add_by_table(a, b, scale, table, offset=c["a_zero"], **clip)
+        elif op == VectorOp.MULTIPLY:
+            zeros = {"a_zero": c["a_zero"], "b_zero": c["b_zero"], "zero": c["out_zero"]}
+            y = rq.multiply(a, b, scale, **zeros, **clip)
+        elif op == VectorOp.TABLE:
+            y = rq.lookup(a, memory[0xF000:0xF010].ravel())
+        else:
+            y = a
+        for pixel, word in enumerate(rq.to_bytes(y)):
+            result[c["out"] + g * c["out_group"] + pixel * c["out_step"]] = word.tobytes()
+    return result
+
+
+async def finish(dut, scratch, commands):
+    while len(scratch.done) < commands:
+        await RisingEdge(dut.clk)
+
+
+@cocotb.test
+@cocotb.parametrize(op=list(BUILT), p_refuse=[0.0, 0.5])
+async def golden(dut, op, p_refuse):
+    rng, scratch, source = await start(dut, p_refuse)
+    seen = set()
+    for number in range(12):
+        command = random_command(rng, scratch, op)
+        want = expected(scratch.memory, command)
+        scratch.writes.clear()
+        await with_timeout(source.send([command]), 10, "us")
+        await with_timeout(finish(dut, scratch, number + 1), 50, "us")
+        assert scratch.done[-1][1] == len(want) == len(scratch.writes) > 0
+        assert set(scratch.writes) == set(want)
+        wrong = [a for a, word in want.items() if scratch.memory[a].tobytes() != word]
+        assert not wrong, f"{len(wrong)} of {len(want)} words, first {wrong[0]:#x}: {command}"
+        seen |= {byte for word in want.values() for byte in word}
+    assert len(seen) > 20 and not int(dut.error.value)
+
+
+@cocotb.test
+async def timing(dut):
+    """A word of a 3x3 pool costs its 9 taps and 2 cycles; multiplication 4 cycles."""
+    _, scratch, source = await start(dut, 0.0)
+    plain = {"base": 0x100, "plane": 64, "row": 8, "step": 1, "height": 8, "width": 8, "sy": 1,
+             "sx": 1, "kh": 1, "kw": 1, "groups": 2, "out_width": 8, "pixels": 64, "out": OUT,
+             "out_group": 64, "out_step": 1, "b_base": 0x400, "b_plane": 64, "b_step": 1,
+             "scale0": 0x3C000000, "clip_low": -128, "clip_high": 127}
+    pool = plain | {"op": int(VectorOp.MAX_POOL), "kh": 3, "kw": 3, "y0": -1, "x0": -1}
+    for number, (command, cycles) in enumerate(
+        [(pool, 11), (plain | {"op": int(VectorOp.MULTIPLY)}, 4)]
+    ):
+        begin = scratch.cycle
+        await with_timeout(source.send([command]), 10, "us")
+        await with_timeout(finish(dut, scratch, number + 1), 10, "us")
+        took = scratch.done[-1][0] - begin
+        dut._log.info(f"{took} cycles for 128 words")
+        assert 128 * cycles <= took <= 128 * cycles + 24
+
+
+@cocotb.test
+async def unknown_operation(dut):
+    """An operation that is not built raises ``error``, writes nothing and still ends."""
+    rng, scratch, source = await start(dut, 0.0)
+    await source.send([{"op": 31, "pixels": 1, "groups": 1}])
+    await with_timeout(finish(dut, scratch, 1), 1, "us")
+    await ClockCycles(dut.clk, 30)
+    assert int(dut.error.value) and not scratch.writes
+    command = random_command(rng, scratch, VectorOp.TABLE)
+    want = expected(scratch.memory, command)
+    await source.send([command])
+    await with_timeout(finish(dut, scratch, 2), 20, "us")
+    assert all(scratch.memory[a].tobytes() == word for a, word in want.items()) and want
+    assert int(dut.error.value)
