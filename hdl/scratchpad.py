@@ -71,14 +71,14 @@ class Scratchpad(wiring.Component):
     reads an arbitrary word.
 
     Latency: a read's ``data`` is valid in the cycle after its transfer, and only then. A written
-    word can be read from the cycle after its transfer on. Throughput: one access per bank and cycle.
+    word can be read from the cycle after its transfer on. Throughput: one access per bank a cycle.
     Counters: ``reads`` and ``writes`` in words, ``conflicts`` (requests refused, per cycle), and
     ``refused_<client>`` for each client.
 
     With ``joined`` all banks are one memory with a port for each client instead of one memory per
-    bank behind multiplexers. As the arbitration is the same, no two ports ever touch one bank in one
-    cycle, and both forms do the same in every cycle; joined is the one to simulate (a third of the
-    time), banked the one to build.
+    bank behind multiplexers. As the arbitration is the same, no two ports ever touch one bank in
+    one cycle, and both forms do the same in every cycle; joined is the one to simulate (a third of
+    the time), banked the one to build.
 
     Parameters
     ----------

@@ -20,9 +20,9 @@ class Semaphores(wiring.Component):
     that only signals and waits write. So an arrival and one other operation act in each cycle. A
     signal goes before the waits; the waits are looked at one per cycle in turn.
 
-    Latency: an arrival or signal counts from the cycle after it on; a wait whose condition holds is
-    taken within ``len(waiters)`` cycles plus one per signal. Throughput: one arrival and one signal or
-    wait per cycle. Counter: ``arrivals``.
+    Latency: an arrival or signal counts from the cycle after it on; a wait whose condition holds
+    is taken within ``len(waiters)`` cycles plus one per signal. Throughput: one arrival and one
+    signal or wait per cycle. Counter: ``arrivals``.
 
     Parameters
     ----------
@@ -96,8 +96,7 @@ class Semaphores(wiring.Component):
             before.eq(arrived.now + operated.look(self.arrive.sem)),
         ]
         arrival = self.arrive.valid & (
-            ((before == top) & ~(both & lowered))
-            | ((before == top - 1) & both & self.signal.valid)
+            ((before == top) & ~(both & lowered)) | ((before == top - 1) & both & self.signal.valid)
         )
         with m.If(arrival | (self.signal.valid & (value == top))):
             m.d.sync += self.error.eq(1)

@@ -10,7 +10,14 @@ from hdl.scratchpad import Scratchpad
 
 READERS = ("activation", "weight", "drain", "store")
 WRITERS = ("net", "drain")
-PRIORITY = ("read_activation", "read_weight", "write_net", "write_drain", "read_drain", "read_store")
+PRIORITY = (
+    "read_activation",
+    "read_weight",
+    "write_net",
+    "write_drain",
+    "read_drain",
+    "read_store",
+)
 WORDS, BANKS = 128, 8
 
 
