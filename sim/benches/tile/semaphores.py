@@ -48,6 +48,9 @@ async def random(dut, p_arrive, p_signal, sems):
         dut.arrive__valid.value, dut.arrive__sem.value = int(arrive), a
         dut.signal__valid.value, dut.signal__payload.value = int(signal), s
         for name in waiters():
+            if rng.random() < 0.02:  # withdrawn: what few arrivals cannot meet must not stay
+                waiting.pop(name, None)
+                patience[name] = 0
             if name not in waiting and rng.random() < 0.3:
                 waiting[name] = int(rng.integers(sems)), int(rng.integers(0, 6))
             getattr(dut, f"wait_{name}__valid").value = int(name in waiting)
@@ -73,7 +76,7 @@ async def random(dut, p_arrive, p_signal, sems):
         value[s] += signal
         arrivals += arrive
         await RisingEdge(dut.clk)
-    assert taken > 4
+    assert taken > 40
     await ReadOnly()
     assert int(dut.count_arrivals.value) == arrivals
     assert int(dut.error.value) == 0
