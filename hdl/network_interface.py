@@ -367,6 +367,8 @@ class NetworkInterface(wiring.Component):
         count(m, "words_up", taken["up_in"])
         count(m, "command_words", self.command_word.valid)
         count(m, "frame_words", self.frame.valid)
+        count(m, "ack_words", taken["down_in"] & (down == Kind.ACK))
+        count(m, "release_words", taken["up_in"] & (up == Kind.RELEASE))
         count(m, "semaphore_words", taken["up_in"] & (up == Kind.SIGNAL))
         count(m, "data_words", (taken["down_in"] & (down == Kind.DATA))
               | (taken["up_in"] & (up == Kind.DATA)))

@@ -99,7 +99,7 @@ def _testbench(config: Config, folder: Path) -> None:
     from emu.interpreter import interpret
     from emu.network.golden import random_inputs
     from emu.network.workloads import load_network
-    from hdl.prefetch.registry import POLICIES
+    from hdl.prefetch.registry import policy_number
 
     network = load_network(TESTBENCH_WORKLOAD)
     program = compile_network(network, config)
@@ -116,7 +116,7 @@ def _testbench(config: Config, folder: Path) -> None:
             ".storage_down__payload(0), .storage_up_in__payload(0)"
         )
     (folder / "tb.v").write_text(_TESTBENCH.format(
-        workload=TESTBENCH_WORKLOAD, top=TOP, policy=POLICIES.index(config.prefetch.policy),
+        workload=TESTBENCH_WORKLOAD, top=TOP, policy=policy_number(config.prefetch.policy),
         depth=config.prefetch.depth, threshold=config.prefetch.threshold, storage=storage,
         size=program.dump_words * 16, limit=program.cycle_limit, channels=config.hbm.channels,
     ))

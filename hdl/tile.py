@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One tile: three routers, the network interface and a core around its scratchpad."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -60,8 +60,8 @@ class Tile(wiring.Component):
     start: Begin fetching commands (level).
     done: All commands are complete and all stores are in HBM; stays up.
     error: Sticky: an impossible address, an unknown opcode or operation, a semaphore overflow.
-    status: For a run that does not end: bit per queue that holds a command, then the idle bits of
-        the network interface and the store engine, then done and error.
+    status: For a run that does not end: a bit per queue that holds a command, two spare bits, then
+        done and error.
     """
 
     def __init__(self, config: Config):
@@ -101,11 +101,12 @@ class Tile(wiring.Component):
             semaphores.arrive.sem.eq(network.arrive.sem),
             store.ack.valid.eq(network.ack.valid),
             store.ack.words.eq(network.ack.words),
+            sequencer.index.eq(self.index),
             sequencer.start.eq(self.start),
             self.done.eq(sequencer.done),
         ]
-        errors = [scratchpad.error, semaphores.error, sequencer.error, vector.error]
-        m.d.sync += self.error.eq(self.error | sum(errors[1:], errors[0]).any())
+        parts = (scratchpad, semaphores, sequencer, blocks, vector)
+        m.d.sync += self.error.eq(self.error | Cat(part.error for part in parts).any())
         m.d.comb += self.status.eq(sequencer.busy | self.done << 6 | self.error << 7)
         running = Signal()
         m.d.comb += running.eq(self.start & ~self.done)

@@ -26,7 +26,7 @@ from emu.errors import UserError
 from emu.network.golden import golden, load_inputs, random_inputs
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
-from hdl.prefetch.registry import POLICIES
+from hdl.prefetch.registry import policy_number
 from hdl.verilog import Design, generate
 from sim import runner
 from sim.measure import ConservationError, measure
@@ -92,7 +92,7 @@ def _simulate(program: Program, image: np.ndarray, options: Options, progress: P
             path.mkdir(exist_ok=True)
         program.write_images(image, images)
         job = {
-            "policy": POLICIES.index(config.prefetch.policy),
+            "policy": policy_number(config.prefetch.policy),
             "depth": config.prefetch.depth,
             "threshold": config.prefetch.threshold,
             "cycle_limit": options.cycle_limit or program.cycle_limit,

@@ -68,7 +68,7 @@ def moved_bytes(counters: Counters) -> dict[str, int]:
         "scratchpad_read": r"scratchpad\.reads",
         "scratchpad_write": r"scratchpad\.writes",
         "array_load": r"compute\..*array_load_words",
-        "commands": r"sequencer\..*command_words",
+        "commands": r"network\.command_words",
     }
     moved = {name: counters.total(pattern) * WORD_BYTES for name, pattern in words.items()}
     moved["mesh_link"] = sum(links.values())
@@ -76,7 +76,7 @@ def moved_bytes(counters: Counters) -> dict[str, int]:
 
 
 def check_conservation(
-    counters: Counters, moved: Mapping[str, int], compulsory: Mapping[str, int]
+    counters: Counters, moved: Mapping[str, int], compulsory: Mapping[str, int], tiles: int
 ) -> None:
     """What leaves one side enters the other.
 
@@ -96,8 +96,8 @@ def check_conservation(
             total(r"network\.data_words") + total(r"network\.frame_words")
             + total(r"network\.command_words") + total(r"network\.semaphore_words")
             + total(r"network\.ack_words") + total(r"network\.release_words")),
-        "command words delivered = command words taken": (
-            total(r"network\.command_words") * WORD_BYTES, moved["commands"]),
+        "command words delivered = one directory word a tile + commands taken": (
+            total(r"network\.command_words"), tiles + total(r"sequencer\.command_words")),
     }
     for what, (left, right) in pairs.items():
         if left != right:
@@ -120,12 +120,12 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
     config: Config = program.config
     counters, cycles = Counters(simulated["counters"]), simulated["cycles"]
     moved = moved_bytes(counters)
-    check_conservation(counters, moved, program.compulsory_bytes)
+    check_conservation(counters, moved, program.compulsory_bytes, config.mesh.tiles)
     peak = config.hbm.channels * WORD_BYTES * cycles
     macs = config.mesh.tiles * config.core.macs * cycles
-    prefetched = counters.total(r"blocks\..*prefetched_blocks")
-    used = counters.total(r"blocks\..*used_prefetched")
-    late = counters.total(r"blocks\..*late")
+    prefetched = counters.total(r"blocks\.prefetched_blocks")
+    used = counters.total(r"blocks\.used_prefetched")
+    useful = counters.total(r"blocks\.useful")
     roofline = {name: int(value) for name, value in program.roofline.items()}
     seconds = max(simulated["run_seconds"], 1e-9)
     return {
@@ -144,7 +144,9 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
         "roofline": roofline,
         "roofline_fraction": max(roofline.values()) / cycles,
         "stalls": {cause: counters.total(pattern) for cause, pattern in STALLS.items()},
-        "prefetch": {"useful": used - late, "late": late, "useless": prefetched - used},
+        "prefetch": {
+            "useful": useful, "late": used - useful, "useless": prefetched - used,
+        },
         "counters": dict(simulated["counters"]),
         "host": {
             "build_seconds": simulated["build_seconds"],

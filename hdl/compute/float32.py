@@ -24,11 +24,15 @@ def mantissa(number) -> Value:
     return Cat(number.fraction, number.exponent != 0)
 
 
+def negated(value: Value) -> Value:
+    """``-value`` in the same width, as a subtraction that synthesis keeps that narrow."""
+    return (Const(0, len(value)) - value.as_unsigned())[: len(value)]
+
+
 def magnitude(m: Module, value: Value, name: str) -> Signal:
     """Absolute value of a signed ``value``, unsigned of the same width."""
-    width = len(value)
-    result = Signal(width, name=name)
-    m.d.comb += result.eq(Mux(value[-1], -value, value))
+    result = Signal(len(value), name=name)
+    m.d.comb += result.eq(Mux(value[-1], negated(value), value.as_unsigned()))
     return result
 
 

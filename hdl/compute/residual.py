@@ -9,6 +9,7 @@ from hdl.compute.float32 import (
     Float32,
     magnitude,
     mantissa,
+    negated,
     normalise,
     register,
     shift_code,
@@ -72,7 +73,7 @@ class ResidualLane(wiring.Component):
             total.eq(Mux(product.negative ^ term.sign, large - shifted, large + shifted)),
         ]
         negative = Mux(term_leads, term.sign, product.negative)
-        return Mux(negative, -total, total), Mux(term_leads, term.exponent, product_top)
+        return Mux(negative, negated(total), total.as_unsigned()), Mux(term_leads, term.exponent, product_top)
 
     def elaborate(self, platform):
         m = Module()

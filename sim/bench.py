@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make bench``: every figure this project claims, measured here and now; JSON beside the table."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from emu.config import load_config
+from emu.errors import UserError
+from hdl.chip import TOP, Chip
+from hdl.verilog import generate
+from sim.execute import RunError, run
+from sim.profile import unit_shares
+
+REPORT = Path("build", "bench.json")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One claim: what, how much it is at least (or at most), what was measured, its unit."""
+
+    name: str
+    bound: float
+    higher_is_better: bool
+    measured: float
+    unit: str
+
+    @property
+    def reached(self) -> bool:
+        better = self.measured >= self.bound
+        return better if self.higher_is_better else self.measured <= self.bound
+
+
+def _wafer_verilog() -> Iterator[Figure]:
+    begin = time.perf_counter()
+    generate(Chip(load_config("wafer")), TOP)
+    yield Figure("Verilog of wafer", 10, False, time.perf_counter() - begin, "s")
+
+
+def _layers() -> Iterator[Figure]:
+    for name, bound in (("resnet50.res4_3x3", 1.10), ("bert_base.ffn1", 1.06)):
+        result = run(name)
+        ratio = result["cycles"] / max(result["roofline"].values())
+        yield Figure(f"{name} cycles over the roofline", bound, False, ratio, "x")
+        yield Figure(f"{name} outputs that differ", 0, False, result["verified"]["mismatches"], "")
+        speed = result["host"]["kilocycles_per_second"]
+        yield Figure(f"simulation of base during {name}", 45, True, speed, "kHz")
+        yield Figure(f"host memory of {name}", 2048, False, result["host"]["peak_memory_mib"],
+                     "MiB")
+
+
+def _decode() -> Iterator[Figure]:
+    for timing in ("hbm2_a", "hbm2_b"):
+        for refresh, bound in (("per_bank", 0.90), ("all_bank", 0.85)):
+            settings = [f"hbm.timing={timing}", f"hbm.refresh={refresh}"]
+            result = run("gpt2.decode_ffn", settings=settings)
+            yield Figure(f"gpt2.decode_ffn HBM utilisation, {timing}, {refresh}", bound, True,
+                         result["hbm_utilisation"], "")
+
+
+def _warm_demo() -> Iterator[Figure]:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "sim.demo"], check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+    yield Figure("make run, warm", 60, False, time.perf_counter() - begin, "s")
+
+
+def main() -> int:
+    """Measure everything; returns 1 if a figure is not reached."""
+    console = Console()
+    figures = []
+    table = Table("figure", "bound", "measured", "", title=f"{platform.processor() or 'this host'}")
+    for group in (_wafer_verilog, _layers, _decode, _warm_demo):
+        for figure in group():
+            figures.append(figure)
+            sign = ">=" if figure.higher_is_better else "<="
+            table.add_row(figure.name, f"{sign} {figure.bound:g} {figure.unit}",
+                          f"{figure.measured:.3f} {figure.unit}",
+                          "reached" if figure.reached else "NOT reached")
+    console.print(table)
+    shares = unit_shares("resnet50.res4_3x3")
+    units = Table("unit", "share of simulation time", title="where the simulation's time goes")
+    for unit, share in shares.items():
+        units.add_row(unit, f"{100 * share:.1f}%")
+    console.print(units)
+    REPORT.parent.mkdir(exist_ok=True)
+    report = {"figures": [asdict(f) | {"reached": f.reached} for f in figures],
+              "unit_shares": shares, "machine": platform.platform()}
+    REPORT.write_text(json.dumps(report, indent=1) + "\n")
+    return int(not all(figure.reached for figure in figures))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, RunError) as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
