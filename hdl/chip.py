@@ -25,7 +25,7 @@ class Chip(wiring.Component):
     Members
     -------
     start: Let every tile fetch its commands (level; raise it after reset).
-    done: Every tile is done. ``error``: some tile or channel met an impossible condition.
+    done: Every tile is done and every channel has written what it acknowledged. ``error``: some tile or channel met an impossible condition.
     done_tiles, error_tiles: One bit per tile, index y*cols + x.
     error_channels: One bit per pseudo-channel.
     prefetch: Policy registers of all prefetch units.
@@ -65,7 +65,8 @@ class Chip(wiring.Component):
             self.error_tiles.eq(Cat(tile.error for tile in tiles.values())),
             self.error_channels.eq(Cat(channel.error for channel in channels)),
             self.status.eq(Cat(tile.status for tile in tiles.values())),
-            self.done.eq(self.done_tiles.all()),
+            # Acknowledged stores may still wait in a channel's write queue.
+            self.done.eq(self.done_tiles.all() & Cat(c.idle for c in channels).all()),
             self.error.eq(self.error_tiles.any() | self.error_channels.any()),
         ]
         return m

@@ -5,6 +5,7 @@
 or policies under one workload.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -13,13 +14,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import emu
+import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
@@ -52,9 +55,6 @@ class Options:
     keep: str | None = None
 
 
-_DESIGNS: dict[str, Design] = {}
-
-
 def hardware_key(config: Config) -> Config:
     """``config`` without what only the compiler or the policy registers see.
 
@@ -69,11 +69,28 @@ def hardware_key(config: Config) -> Config:
 
 
 def design_of(config: Config) -> Design:
-    """The chip's Verilog, generated once per process and machine."""
-    key = hardware_key(config).model_dump_json()
-    if key not in _DESIGNS:
-        _DESIGNS[key] = generate(Chip(config), TOP)
-    return _DESIGNS[key]
+    """The chip's Verilog, generated once per machine and version of the sources.
+
+    Generation takes seconds, so it is kept beside the builds, under a hash of everything that it
+    depends on: the configuration, the sources of `emu` and `hdl`, the tools' versions.
+    """
+    key = hashlib.sha256(hardware_key(config).model_dump_json().encode())
+    for package in (emu, hdl):
+        root = Path(package.__file__).parent
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".py", ".v", ".vlt"):
+                key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for name in ("amaranth", "pyosys"):
+        key.update(version(name).encode())
+    path = runner.cache_home() / f"verilog-{key.hexdigest()[:20]}.json"
+    if path.exists():
+        return Design(**json.loads(path.read_text()))
+    design = generate(Chip(config), TOP)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(design)))
+    temporary.replace(path)
+    return design
 
 
 def _simulate(program: Program, image: np.ndarray, options: Options, progress: Progress) -> dict:

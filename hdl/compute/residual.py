@@ -10,13 +10,11 @@ from hdl.compute.float32 import (
     magnitude,
     mantissa,
     negated,
-    normalise,
     register,
-    shift_code,
-    to_24_bits,
-    to_byte,
 )
 
+SATURATED = 512
+"""An integer part beyond every clip."""
 FIELD = 61
 """Bits in which the two terms are aligned: bit 60 is the weight of the larger term's top bit."""
 
@@ -25,7 +23,7 @@ class ResidualLane(wiring.Component):
     """One lane: ``y = clamp(rne(f32(a * scale + addend)), low, high)``, the sum rounded once.
 
     Four register stages, stage k loading where ``enable[k]`` is set: 0 exact product, 1 aligned
-    sum, 2 rounded to 24 bits, 3 integer. One operand a cycle. Datapath registers have no reset.
+    sum, 2 integer part and fraction, 3 rounded. One operand a cycle, registers without reset.
     The 61-bit field loses bits of the smaller term only where a sticky bit can stand for them: the
     product is at most 2**9 below its own top and has 28 zero bits under it, the addend 37.
 
@@ -73,7 +71,29 @@ class ResidualLane(wiring.Component):
             total.eq(Mux(product.negative ^ term.sign, large - shifted, large + shifted)),
         ]
         negative = Mux(term_leads, term.sign, product.negative)
-        return Mux(negative, negated(total), total.as_unsigned()), Mux(term_leads, term.exponent, product_top)
+        top = Mux(term_leads, term.exponent, product_top)
+        return Mux(negative, negated(total), total.as_unsigned()), top
+
+    def _round_up(self, m, whole, fraction):
+        """Whether ``whole.fraction`` becomes whole + 1, when rounded to 24 bits and then to 0.
+
+        The first rounding matters only where it lands on a half: where the fraction is at most
+        half a unit in the last place away from it. That distance is 2**(40 + log2 whole) or, below
+        1, 2**39. A half has an even significand, so the bound itself rounds to it as well.
+        """
+        half, away = Signal(), Signal(25)  # away: (distance from the half, minus 1) / 2**39
+        beyond, tie = Signal(25), Signal()
+        m.d.comb += [
+            half.eq(fraction[63]),
+            away.eq(Mux(half, (fraction[:63] - 1)[39:63], ~fraction[39:63])),
+            # a & ~b > b where a has more significant bits than b.
+            beyond.eq(away & ~Cat(whole, Const(0, 15))),
+            tie.eq((fraction[:63] == 0) & half | (beyond <= whole)),
+        ]
+        return Mux(tie, whole[0], half)
+
+    def _clamp(self, value):
+        return Mux(value < self.low, self.low, Mux(value > self.high, self.high, value))
 
     def elaborate(self, platform):
         m = Module()
@@ -92,23 +112,29 @@ class ResidualLane(wiring.Component):
         with m.If(self.enable[1]):
             m.d.sync += [total.eq(aligned), top.eq(exponent)]
 
-        # Bit 61 of `total` has weight 2**(top - 127).
-        normal, zeros = normalise(m, magnitude(m, total, "sum"), "normal")
-        amount = Signal(signed(11))
-        m.d.comb += amount.eq(top - zeros - 124)
-        drop, code = shift_code(m, amount, "amount")
-        rounded, shift = register(25, "rounded"), register(4, "shift")
+        # Bit 61 of `total` has weight 2**(top - 127): `places` of its bits are behind the point.
+        size, places = magnitude(m, total, "sum"), Signal(signed(10))
+        huge, tiny = Signal(), Signal()
+        m.d.comb += [places.eq(188 - top), huge.eq(places <= 0), tiny.eq(places >= 64)]
+        shifted = Signal(64)
+        m.d.comb += shifted.eq(size >> places[:6])
+        whole, fraction = register(10, "whole"), register(64, "fraction")
         minus, result = register(1, "minus"), register(8, "result")
+        over = Mux(huge, size != 0, shifted[9:] != 0)
         with m.If(self.enable[2]):
             m.d.sync += [
-                rounded.eq(Mux(drop, 0, to_24_bits(normal, 40))),
-                shift.eq(code),
+                whole.eq(Mux(tiny, 0, Mux(over, SATURATED, Mux(huge, 0, shifted[:10])))),
+                fraction.eq(Mux(tiny | huge, 0, (size << negated(places)[:6])[:64])),
                 minus.eq(total[-1]),
             ]
 
-        value = to_byte(m, rounded, shift, minus, Const(0, 9), self.low, self.high, "byte")
+        value, clamped = Signal(signed(11)), Signal(signed(9))
+        m.d.comb += [
+            value.eq(whole + self._round_up(m, whole, fraction)),
+            clamped.eq(self._clamp(Mux(minus, -value, value))),
+        ]
         with m.If(self.enable[3]):
-            m.d.sync += result.eq(value)
+            m.d.sync += result.eq(clamped)
         m.d.comb += self.y.eq(result)
         return m
 

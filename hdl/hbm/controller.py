@@ -105,7 +105,7 @@ class HbmController(wiring.Component):
             queued.remove.eq(writes.pop),
             queued.remove_hash.eq(writes.pop_item.hash),
             self._mode.reads.eq(reads.waiting.any()),
-            self._mode.level.eq(writes.level),
+            self._mode.level.eq(writes.level), self._mode.banks.eq(writes.waiting),
             self._mode.conflict.eq(front.conflict), self._mode.starved.eq(self.starved),
         ]
 

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a pseudo-channel reads and when it writes."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from emu.hbm_timing import BANKS
 
 
 class Mode(wiring.Component):
     """Reads first; writes drain in bursts, because every turn of the bus costs some twenty cycles.
 
-    Writes begin when the write queue is nearly full (``high``), when a read waits for one of them,
-    when the write buffer is full, or when no read waits. A burst of the first kinds goes on to
-    ``low`` writes (and to the write that the read waits for), one of the last kind ends with the
+    Writes begin when the write queue is full but for ``high``, when a read waits for one of them,
+    when the write buffer is full, or when no read waits. A burst of the first kinds goes on until
+    the queue is empty, or a quarter full with all writes in one bank group, which then sends only
+    every tCCD_L (and until the write that a read waits for). One of the last kind ends with the
     next read.
 
     Parameters
@@ -20,7 +23,7 @@ class Mode(wiring.Component):
 
     Members
     -------
-    reads: Some read waits. ``level``: Writes waiting. ``conflict``: A read waits for a write.
+    reads: Some read waits. ``level``: Writes waiting, ``banks`` where. ``conflict``: A read waits for a write.
     starved: The write buffer has no room.
     write: Write mode. ``ahead``: The other mode is near enough to open its rows.
     """
@@ -29,7 +32,7 @@ class Mode(wiring.Component):
         self._writes = writes
         super().__init__(
             {
-                "reads": In(1), "level": In(range(writes + 1)), "conflict": In(1),
+                "reads": In(1), "level": In(range(writes + 1)), "banks": In(BANKS), "conflict": In(1),
                 "starved": In(1),
                 "write": Out(1), "ahead": Out(1),
             }
@@ -37,25 +40,28 @@ class Mode(wiring.Component):
 
     @property
     def high(self) -> int:
-        return self._writes - self._writes // 8
+        return self._writes - 2
 
     @property
     def low(self) -> int:
-        return self._writes // 16
+        return self._writes // 4
 
     def elaborate(self, platform):
         m = Module()
-        urgent, must = Signal(), Signal()
+        urgent, must, slow, groups = Signal(), Signal(), Signal(), Signal(4)
         m.d.comb += [
             must.eq((self.level >= self.high) | self.conflict | (self.starved & (self.level != 0))),
-            self.ahead.eq(self.write | (self.level >= self.high - 8)),
+            self.ahead.eq(self.write | (self.level >= self.high - self.low // 2)),
+            groups.eq(Cat(self.banks[i:i + 4].any() for i in range(0, BANKS, 4))),
+            # One group: a power of two.
+            slow.eq((self.level <= self.low) & ((groups & (groups - 1)[:4]) == 0)),
         ]
         with m.If(self.write):
             with m.If(must):
                 m.d.sync += urgent.eq(1)
             with m.Elif(self.level == 0):
                 m.d.sync += self.write.eq(0)
-            with m.Elif(self.reads & (~urgent | (self.level <= self.low))):
+            with m.Elif(self.reads & (~urgent | slow)):
                 m.d.sync += self.write.eq(0)
         with m.Elif(must | ((self.level != 0) & ~self.reads)):
             m.d.sync += [self.write.eq(1), urgent.eq(must)]

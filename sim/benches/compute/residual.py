@@ -21,8 +21,10 @@ def operands(rng, kind: str, count: int):
         return np.float32(rng.uniform(0.01, 2)), a, rng.uniform(-150, 150, shape).astype(np.float32)
     if kind == "ties":
         scale = np.float32(2.0 ** -int(rng.integers(1, 5)))
-        nudge = rng.choice([0, 0, 2.0**-16, -(2.0**-17), 2.0**-24, -(2.0**-25)], shape)
-        return scale, a, (rng.integers(-60, 60, shape) / 8 + nudge).astype(np.float32)
+        # Half a unit in the last place of sums from 1/4 to 255 is 2**-26 to 2**-17.
+        nudge = rng.choice([0, 1, -1, 1.5, -1.5], shape) * 2.0 ** -rng.integers(14, 29, shape)
+        coarse = rng.choice([0, 0, 0.5, -0.5, 0.125, -3.5], shape)
+        return scale, a, (coarse + nudge).astype(np.float32)
     if kind == "cancel":  # addend close to -a * scale at sizes far beyond a byte
         scale = np.float32(rng.uniform(1, 2) * 2.0 ** int(rng.integers(0, 26)))
         signed_a = np.where(a > 127, a - 256, a)
