@@ -133,7 +133,7 @@ class Hbm(Section):
 
 
 class Prefetch(Section):
-    policy: Literal["demand", "double_buffer", "run_ahead", "next_layer", "oracle"] = "next_layer"
+    policy: str = Field("next_layer", pattern="^[a-z][a-z0-9_]*$", description="a registered policy")
     threshold: int = Field(0, ge=0, le=255, description="access frequency that the child must exceed")
     depth: int = Field(4, ge=1, le=63, description="blocks that run_ahead keeps ahead")
     outstanding: int = Field(256, ge=16, le=1024, description="words a tile may have requested")

@@ -96,18 +96,21 @@ def manifest(config: Config, design: Design) -> dict[str, Any]:
 def _testbench(config: Config, folder: Path) -> None:
     """Add tb.v, images, the expected memory and the two command lines."""
     from emu.compiler import compile_network
-    from emu.interpreter import interpret
+    from emu.compiler.images import to_channels
+    from emu.interpreter import Interpreter
     from emu.network.golden import random_inputs
     from emu.network.workloads import load_network
     from hdl.prefetch.registry import policy_number
 
     network = load_network(TESTBENCH_WORKLOAD)
     program = compile_network(network, config)
-    image = program.image(random_inputs(network, 1))
+    inputs = random_inputs(network, 1)
+    final = Interpreter(config, program.global_image(inputs)).run()
     for name in ("images", "expected", "dump"):
         (folder / name).mkdir()
-    program.write_images(image, folder / "images")
-    program.write_dump(interpret(program, image), folder / "expected")
+    program.write_images(program.image(inputs), folder / "images")
+    for channel, words in enumerate(to_channels(config, final)):
+        words.tofile(folder / "expected" / f"channel_{channel}.bin")  # as the array dumps them
     storage = ""
     if config.storage.enabled:
         storage = (

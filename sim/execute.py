@@ -197,6 +197,7 @@ def run(
     options = options or Options()
     config = load_config(chip, settings)
     check_writable(output)
+    policy_number(config.prefetch.policy)
     if options.waves:
         options.waves.check(options.simulator)
     network = load_network(workload)

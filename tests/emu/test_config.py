@@ -27,7 +27,7 @@ def test_presets_load(name):
         (["scratchpad.banks=3"], "scratchpad.banks must be"),
         (["core.accumulator_rows=100"], "core.accumulator_rows must be"),
         (["hbm.address_map=RRR"], "hbm.address_map must be"),
-        (["prefetch.policy=psychic"], "prefetch.policy"),
+        (["prefetch.policy=Not-A-Name"], "prefetch.policy"),
         (["mesh"], "section.name=value"),
         (["mesh.rows=four"], "mesh.rows"),
     ],

@@ -24,6 +24,7 @@ from sim.cli import main
         (["compare", "tiny.conv3x3", "--vary", "prefetch.policy"], "section.name=value,value"),
         (["verilog", "-o", "/nowhere/out"], "/nowhere"),
         (["run", "tiny.conv3x3", "--set", "scratchpad.kib=7"], "power of two"),
+        (["run", "tiny.conv3x3", "--set", "prefetch.policy=psychic"], "psychic"),
     ],
 )
 def test_bad_input(arguments, message, capsys):
