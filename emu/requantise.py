@@ -8,6 +8,12 @@ held in int32 arrays in their own domain (-128..127 or 0..255); `to_bytes` packs
 import numpy as np
 from numpy.typing import NDArray
 
+from emu.errors import UserError
+
+SCALE_MIN = float(np.finfo(np.float32).tiny)
+"""Scales are positive and normal."""
+ADD_SCALE_LIMIT, ADD_TERM_LIMIT = 2.0**20, 2.0**29
+"""Bounds of a quantised addition's ``ra`` and table: the adder keeps 32 bits behind the point."""
 Ints = NDArray[np.integer]
 Floats = NDArray[np.float32]
 
@@ -87,11 +93,22 @@ def add_table(ra, rc, *, a_zero: int, c_zero: int, out_zero: int, c_signed: bool
     """``T[c] = fma(C, rc, zo - fma(ra, za, rc*zc))``, indexed by the byte ``c``: float32[256].
 
     With it ``rne(fma(A, ra, T[c]))`` is `QLinearAdd` as ONNX Runtime computes it on x86-64.
+
+    Raises
+    ------
+    UserError
+        If ``ra`` or a sum is beyond what the hardware's adder is exact for.
     """
     scaled = np.float32(np.float32(rc) * np.float32(c_zero))
     fixed = np.float32(np.float32(out_zero) - fma32(np.float32(ra), np.float32(a_zero), scaled))
     values = from_bytes(np.arange(256, dtype=np.uint8), c_signed).astype(np.float32)
-    return fma32(values, np.float32(rc), fixed)
+    table = fma32(values, np.float32(rc), fixed)
+    if not (SCALE_MIN <= ra < ADD_SCALE_LIMIT and np.abs(table).max() < ADD_TERM_LIMIT):
+        raise UserError(
+            f"quantised addition: scale ratios {float(ra):g} and {float(rc):g} must be positive, "
+            f"below {ADD_SCALE_LIMIT:g} and give sums below {ADD_TERM_LIMIT:g}"
+        )
+    return table
 
 
 def add_by_table(

@@ -30,8 +30,8 @@ class ResidualLane(wiring.Component):
     Members
     -------
     a: Integer of at most 9 bits magnitude, sampled by stage 0.
-    addend: float32, finite, sampled by stage 0.
-    scale: float32, positive and normal, sampled by stages 0 and 1.
+    addend: float32 below 2**29 in size, sampled by stage 0.
+    scale: float32, positive, normal and below 2**20, sampled by stages 0 and 1.
     low, high: Clip, constant from the first operand to the last.
     y: Out of stage 3.
     """
@@ -78,17 +78,17 @@ class ResidualLane(wiring.Component):
         """Whether ``whole.fraction`` becomes whole + 1, when rounded to 24 bits and then to 0.
 
         The first rounding matters only where it lands on a half: where the fraction is at most
-        half a unit in the last place away from it. That distance is 2**(40 + log2 whole) or, below
-        1, 2**39. A half has an even significand, so the bound itself rounds to it as well.
+        half a unit in the last place away from it, 2**-24 times the power of two above ``whole``.
+        A half has an even significand, so at that very distance it is rounded to as well.
         """
-        half, away = Signal(), Signal(25)  # away: (distance from the half, minus 1) / 2**39
+        half, away = Signal(), Signal(25)  # away: (distance from the half - epsilon) * 2**25
         beyond, tie = Signal(25), Signal()
         m.d.comb += [
-            half.eq(fraction[63]),
-            away.eq(Mux(half, (fraction[:63] - 1)[39:63], ~fraction[39:63])),
+            half.eq(fraction[32]),
+            away.eq(Mux(half, (fraction[:32] - 1)[8:32], ~fraction[8:32])),
             # a & ~b > b where a has more significant bits than b.
             beyond.eq(away & ~Cat(whole, Const(0, 15))),
-            tie.eq((fraction[:63] == 0) & half | (beyond <= whole)),
+            tie.eq((fraction[:32] == 0) & half | (beyond <= whole)),
         ]
         return Mux(tie, whole[0], half)
 
@@ -112,19 +112,23 @@ class ResidualLane(wiring.Component):
         with m.If(self.enable[1]):
             m.d.sync += [total.eq(aligned), top.eq(exponent)]
 
-        # Bit 61 of `total` has weight 2**(top - 127): `places` of its bits are behind the point.
-        size, places = magnitude(m, total, "sum"), Signal(signed(10))
-        huge, tiny = Signal(), Signal()
-        m.d.comb += [places.eq(188 - top), huge.eq(places <= 0), tiny.eq(places >= 64)]
-        shifted = Signal(64)
-        m.d.comb += shifted.eq(size >> places[:6])
-        whole, fraction = register(10, "whole"), register(64, "fraction")
+        # Bit 61 of `total` has weight 2**(top - 127): 188 - top of its bits are behind the point.
+        # Of these 32 are kept, and one for all that follow them.
+        size, drop = magnitude(m, total, "sum"), Signal(signed(10))
+        mask, kept, tiny = Signal(31), Signal(64), Signal()
+        m.d.comb += [
+            drop.eq(188 - 32 - top),
+            tiny.eq(drop >= 32),
+            mask.eq(Const((1 << 31) - 1, 31) >> (31 - drop)[:5]),
+            kept.eq(size >> drop[:5]),
+        ]
+        whole, fraction = register(10, "whole"), register(33, "fraction")
         minus, result = register(1, "minus"), register(8, "result")
-        over = Mux(huge, size != 0, shifted[9:] != 0)
+        over = (drop < 0) | (kept[41:] != 0)
         with m.If(self.enable[2]):
             m.d.sync += [
-                whole.eq(Mux(tiny, 0, Mux(over, SATURATED, Mux(huge, 0, shifted[:10])))),
-                fraction.eq(Mux(tiny | huge, 0, (size << negated(places)[:6])[:64])),
+                whole.eq(Mux(tiny, 0, Mux(over, SATURATED, kept[32:42]))),
+                fraction.eq(Mux(tiny, 0, Cat((size & mask) != 0, kept[:32]))),
                 minus.eq(total[-1]),
             ]
 

@@ -23,8 +23,8 @@ class Mode(wiring.Component):
 
     Members
     -------
-    reads: Some read waits. ``level``: Writes waiting, ``banks`` where. ``conflict``: A read waits for a write.
-    starved: The write buffer has no room.
+    reads: Some read waits. ``level``: Writes waiting, ``banks`` where.
+    conflict: A read waits for a write. ``starved``: The write buffer has no room.
     write: Write mode. ``ahead``: The other mode is near enough to open its rows.
     """
 
@@ -32,8 +32,8 @@ class Mode(wiring.Component):
         self._writes = writes
         super().__init__(
             {
-                "reads": In(1), "level": In(range(writes + 1)), "banks": In(BANKS), "conflict": In(1),
-                "starved": In(1),
+                "reads": In(1), "level": In(range(writes + 1)), "banks": In(BANKS),
+                "conflict": In(1), "starved": In(1),
                 "write": Out(1), "ahead": Out(1),
             }
         )

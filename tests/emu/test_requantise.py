@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from emu import requantise as rq
+from emu.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -134,6 +135,12 @@ def test_fma_rounds_once():
         error = abs(Fraction(float(got)) - exact)
         for near in (np.nextafter(got, np.float32(np.inf)), np.nextafter(got, np.float32(-np.inf))):
             assert error <= abs(Fraction(float(near)) - exact)
+
+
+@pytest.mark.parametrize("ra, rc", [(0.0, 1.0), (2.0**20, 1.0), (1.0, 2.0**23), (-1.0, 1.0)])
+def test_addition_beyond_the_adder_is_refused(ra, rc):
+    with pytest.raises(UserError, match="quantised addition: scale ratios"):
+        rq.add_table(ra, rc, a_zero=0, c_zero=0, out_zero=0, c_signed=True)
 
 
 def test_window_outside_is_refused():

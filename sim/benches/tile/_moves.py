@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benches of the load and the store engine share: random commands, a scratchpad, dones."""
 
+from typing import Any
+
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
@@ -43,7 +45,7 @@ class Memory:
             port.read__request__ready.value = int(ready)
             await ReadOnly()
             valid = int(port.read__request__valid.value)
-            address = int(port.read__request__payload.value) if valid else None
+            address = int(port.read__request__payload.value) if valid else -1
             assert refused is None or address == refused, "a refused read changed"
             refused = address if valid and not ready else None
             await RisingEdge(port.clk)
@@ -72,14 +74,14 @@ async def watch_done(dut, on_done):
         await RisingEdge(dut.clk)
 
 
-def random_command(rng, *, far_bits: int = 28, gather: bool = False) -> dict[str, int]:
+def random_command(rng, *, far_bits: int = 28, gather: bool = False) -> dict[str, Any]:
     """Any command of at most about 400 words; now and then one that moves nothing."""
     count0, count1, count2 = (int(v) for v in rng.integers(1, 5, 3))
     run = int(rng.choice([1, 2, 3, 4, 7, 16, 33, 50]))
     while run * count0 * count1 * count2 > 400:
         count0 = max(1, count0 - 1)
         run = max(1, run // 2)
-    fields = {
+    fields: dict[str, Any] = {
         "scratchpad": int(rng.integers(1 << 16)),
         "far": int(rng.integers(1 << far_bits)),
         "run": run,

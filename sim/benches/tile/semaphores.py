@@ -40,7 +40,8 @@ async def start(dut):
 async def random(dut, p_arrive, p_signal, sems):
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     await start(dut)
-    value, waiting = [0] * 32, {}
+    value = [0] * 32
+    waiting: dict[str, tuple[int, int]] = {}
     taken, arrivals, patience = 0, 0, dict.fromkeys(waiters(), 0)
     for _ in range(1500):
         arrive, signal = rng.random() < p_arrive, rng.random() < p_signal

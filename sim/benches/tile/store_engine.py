@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Store engine: words, places, line ends, acknowledgements and rate against the golden model."""
 
+from typing import Any
+
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
@@ -97,11 +99,13 @@ class Bench:
 async def random(dut, p_idle, p_stall, p_ack, p_gather):
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     bench = Bench(dut, rng, p_idle, p_stall, p_ack)
-    commands, numbers, stores, pushes, ends = [], [], [], [], []
+    stores: list[dict[str, Any]] = []
+    pushes: list[dict[str, Any]] = []
+    commands, numbers, ends = [], [], []
     for _ in range(24):
         fields = random_command(rng, gather=rng.random() < p_gather)
         fields["to_tiles"] = int(rng.integers(2))
-        numbers.append(random_list(rng, fields["count2"]) if fields["gather"] else None)
+        numbers.append(random_list(rng, fields["count2"]))
         if fields["gather"]:
             fields["gather_base"] = len(bench.memory.lists) + 3
             bench.memory.place_list(fields["gather_base"], numbers[-1])
