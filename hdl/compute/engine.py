@@ -7,11 +7,11 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from hdl.compute.accumulators import Accumulators
-from hdl.compute.array import make_array
 from hdl.compute.command import Command, Prepared, Preparer
 from hdl.compute.drain import Drain
 from hdl.compute.drain_command import DrainCommand
-from hdl.compute.weights import RowFeeder, WeightReader
+from hdl.compute.packed_array import make_array
+from hdl.compute.weights import ShadowFeeder, WeightReader
 from hdl.compute.window import Window
 from hdl.counter import count
 from hdl.fifo import Fifo
@@ -26,13 +26,19 @@ Token = data.StructLayout(
 """A pixel on its way from the scratchpad through the array to its accumulators."""
 ARRAY_DEPTH = 4
 """Cycles from a pixel's issue until its accumulators are written."""
+MIN_PASS = 4
+"""Cycles between the starts of two passes, at least: a row is written before it is read again."""
+COMMANDS_ENDING = 4
+"""Commands whose last pixel was issued and whose end is not reported."""
+DRAINS = 16
+"""Groups whose drain is not done: two halves and the single rows in the drain's write queue."""
 
 
 class ComputeEngine(wiring.Component):
     """Executes COMPUTE commands; semantics in `emu.isa.COMPUTE`, bits as in `emu.compute_model`.
 
-    Throughput: a pass of n pixels takes max(n, 16) cycles (32 at least with weights in mode column),
-    and one pass follows another without a gap, across groups and across waiting commands. Latency:
+    Throughput: a pass of n pixels over a tile of w words takes max(n, w, 4) cycles, and one pass
+    follows another without a gap, across groups and across waiting commands. Latency:
     about 18 cycles from a command to its first pixel when idle; four from the last pixel of a
     group to its drain. While one half of the accumulators drains, the other fills.
 
@@ -63,18 +69,17 @@ class ComputeEngine(wiring.Component):
         m.submodules.preparer = preparer = Preparer()
         m.submodules.window = window = Window()
         m.submodules.reader = weights = WeightReader()
-        m.submodules.feeder = feeder = RowFeeder()
+        m.submodules.feeder = feeder = ShadowFeeder()
         m.submodules.array = array = make_array(self._config.core.packed_cells)
         m.submodules.accumulators = accumulators = Accumulators(self._config)
         m.submodules.drain = drain = Drain(self._config)
         m.submodules.drains = drains = Fifo(DrainCommand, 2)
-        m.submodules.completions = completions = Fifo(1, 4)
+        m.submodules.completions = completions = Fifo(1, COMMANDS_ENDING)
         connect(m, wiring.flipped(self.command), preparer.i)
         connect(m, weights.o, feeder.i)
         connect(m, weights.read, wiring.flipped(self.read_weight))
         connect(m, weights.lookup, wiring.flipped(self.lookup))
         connect(m, weights.release, wiring.flipped(self.release))
-        connect(m, drains.o, drain.command)
         connect(m, drain.accumulator, accumulators.drain)
         connect(m, drain.read, wiring.flipped(self.read_drain))
         connect(m, drain.write, wiring.flipped(self.write_drain))
@@ -82,10 +87,11 @@ class ComputeEngine(wiring.Component):
         m.submodules.ahead = ahead = Fifo(Prepared, 2)
         connect(m, ahead.o, window.i)
         self._share(m, preparer, ahead, weights)
-        step, half = self._issue(m, window, weights, feeder, completions, drain)
-        self._array(m, step, half, window, feeder, array, accumulators)
-        self._drains(m, step, half, window, drains)
-        self._completions(m, step, window, completions, drain)
+        has_slot, step = Signal(), Signal()
+        half = self._issue(m, step, has_slot, window, weights, feeder, drain)
+        self._array(m, step, half, window, weights, feeder, array, accumulators)
+        self._drains(m, step, half, window, drains, drain)
+        self._completions(m, step, has_slot, window, completions, drain)
         return m
 
     def _share(self, m, preparer, ahead, weights):
@@ -102,38 +108,46 @@ class ComputeEngine(wiring.Component):
                 m.d.sync += taken[name].eq(1)
         m.d.comb += preparer.o.ready.eq(finished[0] & finished[1])
 
-    def _issue(self, m, window, weights, feeder, completions, drain):
-        """Decide whether the pixel shown by the window goes; count why not."""
+    def _issue(self, m, step, has_slot, window, weights, feeder, drain):
+        """Decide whether the pixel shown by the window goes; count why not.
+
+        What lets a pixel go stays until it went, so that a request is never withdrawn.
+        """
         pixel, c = window.o.payload, window.current.command
-        full_halves, half = Signal(2), Signal()
-        has_weights, has_half, has_slot = Signal(), Signal(), Signal()
-        wanted, allowed, step, ends = Signal(), Signal(), Signal(), Signal()
+        full_halves, half, young = Signal(2), Signal(), Signal(range(MIN_PASS))
+        has_weights, has_half, old = Signal(), Signal(), Signal()
+        wanted, allowed, ends = Signal(), Signal(), Signal()
         request = self.read_activation.request
         m.d.comb += [
             wanted.eq(window.o.valid),
             has_weights.eq(~pixel.pass_first | feeder.can_start),
             has_half.eq(~(pixel.pass_first & pixel.group_first & c.first) | (full_halves != 2)),
-            has_slot.eq(~(pixel.pass_last & pixel.command_last) | completions.i.ready),
-            allowed.eq(wanted & has_weights & has_half & has_slot),
+            old.eq(~pixel.pass_first | (young == 0)),
+            allowed.eq(wanted & has_weights & has_half & has_slot & old),
             request.valid.eq(allowed & pixel.inside),
             request.payload.eq(pixel.address),
             step.eq(allowed & (~pixel.inside | request.ready)),
-            window.o.ready.eq(has_weights & has_half & has_slot & (~pixel.inside | request.ready)),
+            window.o.ready.eq(step),
             ends.eq(step & pixel.pass_last & pixel.group_last & c.last),
         ]
         m.d.sync += full_halves.eq(full_halves + ends - drain.drained)
         with m.If(ends):
             m.d.sync += half.eq(~half)
-        starts = pixel.pass_first & wanted
+        with m.If(step & pixel.pass_first):
+            m.d.sync += young.eq(MIN_PASS - 1)
+        with m.Elif(young != 0):
+            m.d.sync += young.eq(young - 1)
+        starts = pixel.pass_first & wanted & old
         count(m, "passes", step & pixel.pass_first)
         count(m, "cycles_busy", step)
         count(m, "stall_activation", allowed & ~step)
         count(m, "stall_drain", starts & ~has_half)
         count(m, "stall_block", starts & has_half & ~has_weights & weights.waiting)
         count(m, "stall_weight", starts & has_half & ~has_weights & ~weights.waiting)
-        return step, half
+        count(m, "stall_short", wanted & ~old)
+        return half
 
-    def _array(self, m, step, half, window, feeder, array, accumulators):
+    def _array(self, m, step, half, window, weights, feeder, array, accumulators):
         """Carry tokens beside the data: read, multiply, accumulate."""
         pixel, c = window.o.payload, window.current.command
         tokens = [Signal(Token, name=f"token_{n}") for n in range(3)]
@@ -152,34 +166,42 @@ class ComputeEngine(wiring.Component):
             m.d.sync += tokens[2].eq(tokens[1])
         m.d.comb += [
             array.enable.eq(valid[0]), array.word.eq(self.read_activation.data),
-            array.inside.eq(tokens[0].inside), array.is_signed.eq(tokens[0].is_signed),
-            array.zero.eq(tokens[0].zero), array.swap.eq(valid[0] & tokens[0].swap),
-            feeder.swap.eq(array.swap), array.load.eq(feeder.load), array.row.eq(feeder.row),
-            array.weights.eq(feeder.weights),
+            array.inside.eq(tokens[0].inside), array.word_signed.eq(tokens[0].is_signed),
+            array.word_zero.eq(tokens[0].zero), array.swap.eq(valid[0] & tokens[0].swap),
+            feeder.swap.eq(array.swap), array.load.eq(feeder.load),
+            array.weights.eq(weights.o.payload.word), array.index.eq(weights.o.payload.index),
+            array.mode.eq(weights.o.payload.mode),
+            array.weights_signed.eq(weights.o.payload.is_signed),
+            array.weights_zero.eq(weights.o.payload.zero),
             accumulators.fetch.eq(valid[1]), accumulators.fetch_row.eq(tokens[1].row),
             accumulators.fetch_half.eq(tokens[1].half),
             accumulators.enable.eq(valid[2]), accumulators.sums.eq(array.sums),
             accumulators.overwrite.eq(tokens[2].overwrite),
         ]
 
-    def _drains(self, m, step, half, window, drains):
+    def _drains(self, m, step, half, window, drains, drain):
         """Order the drain of each finished group when its last row has been accumulated.
 
-        Groups end at least sixteen cycles apart and the drain's queue has room whenever a half is
-        free, so one held order is enough.
+        The queue holds orders of full halves only, so it never overflows.
         """
         pixel, c = window.o.payload, window.current.command
-        order, due = Signal(DrainCommand), Signal(ARRAY_DEPTH)
+        order, due, ripe = drains.i.payload, Signal(ARRAY_DEPTH), Signal(2)
         out, params, residual, later = Signal(16), Signal(16), Signal(16), Signal()
-        ends = step & pixel.pass_last & pixel.group_last & c.last
-        m.d.sync += due.eq((due << 1) | ends)
-        m.d.comb += [drains.i.valid.eq(due[-1]), drains.i.payload.eq(order)]
+        ends, taken = Signal(), Signal()
+        m.d.comb += [
+            ends.eq(step & pixel.pass_last & pixel.group_last & c.last),
+            drains.i.valid.eq(ends),
+            drain.command.valid.eq(drains.o.valid & (ripe != 0)),
+            drain.command.payload.eq(drains.o.payload),
+            taken.eq(drain.command.valid & drain.command.ready),
+            drains.o.ready.eq(taken),
+        ]
+        m.d.sync += [due.eq((due << 1) | ends), ripe.eq(ripe + due[-1] - taken)]
         own = ("out", "params", "residual", "half", "same_tables")
         same = [name for name, _ in DrainCommand if name not in own]
-        with m.If(ends):
-            m.d.sync += [getattr(order, name).eq(getattr(c, name)) for name in same]
-            m.d.sync += [order.out.eq(out), order.params.eq(params), order.residual.eq(residual),
-                         order.half.eq(half), order.same_tables.eq(later)]
+        m.d.comb += [getattr(order, name).eq(getattr(c, name)) for name in same]
+        m.d.comb += [order.out.eq(out), order.params.eq(params), order.residual.eq(residual),
+                     order.half.eq(half), order.same_tables.eq(later)]
         new = window.i.payload.command
         with m.If(window.i.valid & window.i.ready):
             m.d.sync += [out.eq(new.out), params.eq(new.params), residual.eq(new.residual),
@@ -188,19 +210,23 @@ class ComputeEngine(wiring.Component):
             m.d.sync += [out.eq(out + c.out_group), params.eq(params + 8),
                          residual.eq(residual + c.residual_group), later.eq(1)]
 
-    def _completions(self, m, step, window, completions, drain):
+    def _completions(self, m, step, has_slot, window, completions, drain):
         """Pulse ``done`` in command order, whether a command ends in a drain or not."""
         pixel, c = window.o.payload, window.current.command
-        m.submodules.lasts = lasts = Fifo(1, 4)
+        m.submodules.lasts = lasts = Fifo(1, DRAINS)
         ended, drained_last = Signal(ARRAY_DEPTH), Signal(ARRAY_DEPTH)
         finished = Signal(4)  # commands whose last drain is done but not yet reported
-        group_ends = step & pixel.pass_last & pixel.group_last
-        report = Signal()
+        ending = Signal(range(COMMANDS_ENDING + 1))  # commands issued but not yet reported
+        group_ends, command_ends, report = Signal(), Signal(), Signal()
         m.d.sync += [
-            ended.eq((ended << 1) | (group_ends & pixel.command_last)),
+            ended.eq((ended << 1) | command_ends),
             drained_last.eq((drained_last << 1) | c.last),
+            ending.eq(ending + command_ends - report),
         ]
         m.d.comb += [
+            has_slot.eq(~(pixel.pass_last & pixel.command_last) | (ending != COMMANDS_ENDING)),
+            group_ends.eq(step & pixel.pass_last & pixel.group_last),
+            command_ends.eq(group_ends & pixel.command_last),
             lasts.i.valid.eq(group_ends & c.last), lasts.i.payload.eq(pixel.command_last),
             lasts.o.ready.eq(drain.done),
             completions.i.valid.eq(ended[-1]), completions.i.payload.eq(drained_last[-1]),
