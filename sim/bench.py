@@ -18,7 +18,6 @@ from emu.errors import UserError
 from hdl.chip import TOP, Chip
 from hdl.verilog import generate
 from sim.execute import RunError, run
-from sim.profile import unit_shares
 
 REPORT = Path("build", "bench.json")
 
@@ -86,14 +85,9 @@ def main() -> int:
                           f"{figure.measured:.3f} {figure.unit}",
                           "reached" if figure.reached else "NOT reached")
     console.print(table)
-    shares = unit_shares("resnet50.res4_3x3")
-    units = Table("unit", "share of simulation time", title="where the simulation's time goes")
-    for unit, share in shares.items():
-        units.add_row(unit, f"{100 * share:.1f}%")
-    console.print(units)
     REPORT.parent.mkdir(exist_ok=True)
     report = {"figures": [asdict(f) | {"reached": f.reached} for f in figures],
-              "unit_shares": shares, "machine": platform.platform()}
+              "machine": platform.platform()}
     REPORT.write_text(json.dumps(report, indent=1) + "\n")
     return int(not all(figure.reached for figure in figures))
 

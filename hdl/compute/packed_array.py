@@ -106,7 +106,7 @@ def _multiply() -> list[str]:
 def _enable() -> list[str]:
     lines = ["wide_zero = {{55{word_zero[8]}}, word_zero};"]
     lines += [
-        f"x[{lane}] = inside ? {{{{56{{word[{8 * lane + 7}] & word_signed}}}}, "
+        f"x[{lane}] = in_window ? {{{{56{{word[{8 * lane + 7}] & word_signed}}}}, "
         f"word[{8 * lane + 7}:{8 * lane}]}} - wide_zero : 64'd0;"
         for lane in range(LANES)
     ]
@@ -129,7 +129,7 @@ module headrace_packed_array(
   input swap,
   input enable,
   input [127:0] word,
-  input inside,
+  input in_window,
   input word_signed,
   input [8:0] word_zero,
   output reg [511:0] sums,
@@ -196,7 +196,9 @@ class PackedArray(wiring.Component):
         platform.add_source(NAME, verilog())
         ports = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
         for path, member, value in self.signature.flatten(self):
-            ports[f"{'i' if member.flow == wiring.In else 'o'}_{path[0]}"] = value
+            # `inside` is a keyword of SystemVerilog.
+            port = "in_window" if path[0] == "inside" else path[0]
+            ports[f"{'i' if member.flow == wiring.In else 'o'}_{port}"] = value
         m.submodules.array = Instance(NAME, **ports)
         return m
 

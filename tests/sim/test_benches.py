@@ -5,7 +5,7 @@ import pytest
 
 from sim import runner
 
-VERILATOR_TOO = ("mesh.router", "compute.engine", "hbm.channel", "stream.fifo")
+VERILATOR_TOO = ("compute.engine", "stream.fifo")
 """Benches that run in Verilator too; each build costs seconds, so most run in Icarus alone."""
 
 
