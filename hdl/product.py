@@ -76,10 +76,12 @@ _SCRIPTS = {
 
 def manifest(config: Config, design: Design) -> dict[str, Any]:
     """Ports, counters with their paths, parameters and versions of a generated chip."""
+    chip = Chip(config)
+    chip._MustUse__silence = True  # made for its ports only
     ports = [
         {"name": "__".join(map(str, path)), "direction": member.flow.name.lower(),
          "width": value.shape().width if hasattr(value.shape(), "width") else len(value.as_value())}
-        for path, member, value in Chip(config).signature.flatten(Chip(config))
+        for path, member, value in chip.signature.flatten(chip)
     ]
     return {
         "schema": 1,

@@ -9,44 +9,48 @@ from emu.hbm_timing import BANKS
 from hdl.hbm.packets import STAMP_BITS
 
 
-class Oldest(wiring.Component):
-    """The ready bank whose head arrived first. Combinational.
+KEY_BITS = STAMP_BITS + 4
 
-    A tree of minima over {not ready, arrival number, bank}. Arrival numbers are modulo 2**10;
-    ``flip`` (the top bit of the next arrival number, inverted) makes the last 512 compare in order.
+
+def key(bank: int, stamp, flip):
+    """What `Oldest` compares: the arrival number, then the bank.
+
+    Arrival numbers are modulo 2**10; ``flip`` (the top bit of the next arrival number, inverted)
+    makes the last 512 compare in order.
+    """
+    return Cat(Const(bank, 4), stamp[:-1], stamp[-1] ^ flip)
+
+
+class Oldest(wiring.Component):
+    """The ready bank whose head arrived first. Combinational: a tree of minima.
 
     Members
     -------
-    ready: Candidates. ``stamps``: Their arrival numbers. ``flip``: See above.
+    ready: Candidates. ``keys``: Their keys, see `key`.
     found: Some bank is ready. ``bank``: The oldest.
     """
 
     def __init__(self):
         super().__init__(
             {
-                "ready": In(BANKS), "stamps": In(STAMP_BITS).array(BANKS), "flip": In(1),
+                "ready": In(BANKS), "keys": In(KEY_BITS).array(BANKS),
                 "found": Out(1), "bank": Out(range(BANKS)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        keys = []
-        for bank in range(BANKS):
-            key = Signal(STAMP_BITS + 5, name=f"key_{bank}")
-            stamp = self.stamps[bank]
-            # All ones if not ready: stamps of empty queues are never looked at.
-            m.d.comb += key.eq(Mux(
-                self.ready[bank],
-                Cat(Const(bank, 4), stamp[:-1], stamp[-1] ^ self.flip, Const(0, 1)),
-                (1 << STAMP_BITS + 5) - 1,
-            ))
-            keys.append(key)
+        # All ones if not ready: stamps of empty queues are never looked at.
+        keys = [Mux(self.ready[bank], self.keys[bank], (2 << KEY_BITS) - 1)
+                for bank in range(BANKS)]
         while len(keys) > 1:
             level = []
             for left, right in zip(keys[::2], keys[1::2], strict=True):
-                least = Signal(STAMP_BITS + 5, name=f"least_{len(keys)}_{len(level)}")
-                m.d.comb += least.eq(Mux(right < left, right, left))
+                a, b, least = (
+                    Signal(KEY_BITS + 1, name=f"{name}_{len(keys)}_{len(level)}")
+                    for name in ("left", "right", "least")
+                )
+                m.d.comb += [a.eq(left), b.eq(right), least.eq(Mux(b < a, b, a))]
                 level.append(least)
             keys = level
         m.d.comb += [self.found.eq(self.ready.any()), self.bank.eq(keys[0][:4])]

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from hdl.hbm.packets import LINE_BITS, TAG_BITS, LineRead, ReadWord
 from hdl.hbm.pool import Pool
-from hdl.packets import DownFlit, Exit, Kind, Reply, ReqFlit
+from hdl.packets import WORD_BITS, DownFlit, Exit, Kind, Reply, ReqFlit
 
 TAGS = 1 << TAG_BITS
 Ack = data.StructLayout({"x": 4, "y": 4, "words": 8})
@@ -96,25 +96,25 @@ class Requests(wiring.Component):
             less.addr.eq(word.tag), less.data.eq(pending.data - 1), less.en.eq(taken),
             tags.give.eq(taken & (pending.data == 1)), tags.given.eq(word.tag),
         ]
+        # Registers by part: wide multiplexers cost simulation time, the data has none.
+        data_word, reply = Signal(WORD_BITS, reset_less=True), Signal(Reply, reset_less=True)
+        m.d.comb += [
+            down.payload.data.eq(data_word), down.payload.reply.eq(reply),
+            down.payload.dest.rect.eq(reply.rect), down.payload.dest.exit.eq(Exit.CORE),
+        ]
         with m.If(free):
             m.d.sync += down.valid.eq(acks.valid | words.valid)
-        with m.If(free & acks.valid):
-            x, y = acks.payload.x, acks.payload.y
-            rect = {"x0": x, "x1": x, "y0": y, "y1": y}
-            m.d.sync += [down.payload.as_value().eq(0)]
-            for target in (down.payload.dest.rect, down.payload.reply.rect):
-                m.d.sync += [target[name].eq(value) for name, value in rect.items()]
-            m.d.sync += [
-                down.payload.dest.exit.eq(Exit.CORE),
-                down.payload.reply.kind.eq(Kind.ACK),
-                down.payload.reply.address.eq(acks.payload.words),
-            ]
+        with m.If(taken):
+            m.d.sync += data_word.eq(word.data)
+        ack, answer = Signal(Reply), Signal(Reply)
+        x, y = acks.payload.x, acks.payload.y
+        m.d.comb += [
+            ack.rect.x0.eq(x), ack.rect.x1.eq(x), ack.rect.y0.eq(y), ack.rect.y1.eq(y),
+            ack.kind.eq(Kind.ACK), ack.address.eq(acks.payload.words),
+            answer.eq(header.reply),
+            answer.address.eq(header.reply.address + word.index - header.first),
+        ]
+        with m.If(acks.valid & free):
+            m.d.sync += reply.eq(ack)
         with m.Elif(taken):
-            m.d.sync += [
-                down.payload.data.eq(word.data),
-                down.payload.reply.eq(header.reply),
-                down.payload.reply.address.eq(
-                    header.reply.address + word.index - header.first),
-                down.payload.dest.rect.eq(header.reply.rect),
-                down.payload.dest.exit.eq(Exit.CORE),
-            ]
+            m.d.sync += reply.eq(answer)

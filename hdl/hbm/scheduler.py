@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from emu.config import Hbm
 from emu.hbm_timing import BANKS
 from hdl.hbm.packets import STAMP_BITS, RowKind
-from hdl.hbm.pick import Oldest, lowest, one_hot_index
+from hdl.hbm.pick import KEY_BITS, Oldest, key, lowest, one_hot_index
 
 HEADS = {"waiting": BANKS, "hit": BANKS, "stamp": STAMP_BITS}
 
@@ -80,11 +80,13 @@ class Scheduler(wiring.Component):
             self.column_valid.eq(column.found),
             self.column_bank.eq(column.bank),
         ]
-        for tree in (column, row):
-            m.d.comb += tree.flip.eq(flip)
-            for bank in range(BANKS):
-                m.d.comb += tree.stamps[bank].eq(
-                    Mux(write, self.writes_stamps[bank], self.reads_stamps[bank]))
+        for bank in range(BANKS):
+            stamp, age = Signal(STAMP_BITS, name=f"stamp_{bank}"), Signal(KEY_BITS, name=f"age_{bank}")
+            m.d.comb += [
+                stamp.eq(Mux(write, self.writes_stamps[bank], self.reads_stamps[bank])),
+                age.eq(key(bank, stamp, flip)),
+                column.keys[bank].eq(age), row.keys[bank].eq(age),
+            ]
         if self._hbm.scheduler == "in_order":
             m.d.comb += allowed.eq(waiting & self._first(m))
         elif self._hbm.scheduler == "fr_fcfs_cap":

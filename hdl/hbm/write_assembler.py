@@ -68,16 +68,20 @@ class WriteAssembler(wiring.Component):
         """Data and byte masks; the ports that take a write and answer a fetch."""
         m.submodules.words = words = Memory(shape=WORD_BITS, depth=4 * SLOTS, init=[])
         m.submodules.masks = masks = Memory(shape=64, depth=SLOTS, init=[])
-        write, read = words.write_port(granularity=8), words.read_port(domain="comb")
+        write, read = words.write_port(), words.read_port(domain="comb")
+        before = words.read_port(domain="comb")
         keep, old = masks.write_port(), masks.read_port(domain="comb")
         mask = masks.read_port(domain="comb")
         self._slot, self._taken, self._new = Signal(SLOT_BITS), Signal(), Signal()
-        self._mask = Signal(64)
+        self._mask, chosen = Signal(64), Signal(WORD_BITS)
         part, payload = flit.payload.address[:2], flit.payload
         m.d.comb += [
             write.addr.eq(Cat(part, self._slot)),
-            write.data.eq(payload.data),
-            write.en.eq(Mux(self._taken, payload.mask, 0)),
+            # Merging costs less simulation time than sixteen write enables.
+            before.addr.eq(write.addr),
+            write.data.eq((payload.data & chosen) | (before.data & ~chosen)),
+            write.en.eq(self._taken),
+            chosen.eq(Cat(bit.replicate(8) for bit in payload.mask)),
             old.addr.eq(self._slot),
             self._mask.eq(Mux(self._new, 0, old.data)
                           | Mux(self._taken, payload.mask << Cat(Const(0, 4), part), 0)),
