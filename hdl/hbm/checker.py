@@ -6,9 +6,7 @@ command of each kind per bank, per group and for the channel, and compares dista
 comes.
 """
 
-from itertools import pairwise
-
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import enum, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -49,12 +47,13 @@ class Rule(enum.Enum, shape=5):
 
 
 class Times(wiring.Component):
-    """Time of the last event of each of ``depth`` things.
+    """Time since the last event of each of ``depth`` things.
 
     Members
     -------
     mark, index: The event. ``now``: The time.
-    ask: Whose age: ``age`` is ``now`` - its last event, or all ones if there was none.
+    look, ask: Note how long ago the last event of ``ask`` was: ``age``, in the next cycle; all
+        ones if there was none. An event of the same cycle does not count.
     """
 
     def __init__(self, depth: int):
@@ -62,7 +61,7 @@ class Times(wiring.Component):
         super().__init__(
             {
                 "mark": In(1), "index": In(range(depth)), "now": In(TIME_BITS),
-                "ask": In(range(depth)), "age": Out(TIME_BITS),
+                "look": In(1), "ask": In(range(depth)), "age": Out(TIME_BITS),
             }
         )
 
@@ -74,32 +73,32 @@ class Times(wiring.Component):
         m.d.comb += [
             write.addr.eq(self.index), write.data.eq(self.now), write.en.eq(self.mark),
             read.addr.eq(self.ask),
-            self.age.eq(Mux(seen.bit_select(self.ask, 1), self.now - read.data, ~0)),
         ]
         with m.If(self.mark):
             m.d.sync += seen.eq(seen | (1 << self.index))
+        with m.If(self.look):
+            m.d.sync += self.age.eq(
+                Mux(seen.bit_select(self.ask, 1), self.now - read.data, ~0))
         return m
 
 
 class Checker(wiring.Component):
     """Raises ``error`` for good at the first illegal command and tells which rule it broke.
 
-    Latency: one cycle. Checks the bank states (open, closed) and tRCD, tRP, tRAS, tRC, tRRD, tFAW,
-    tCCD, tWTR, tRTW, tRTP, tWR, tRFC, tRFCpb, tRREFD. A row and a column command for the same bank
-    in the same cycle is illegal.
+    Latency: three cycles. Checks the bank states (open, closed) and tRCD, tRP, tRAS, tRC, tRRD,
+    tFAW, tCCD, tWTR, tRTW, tRTP, tWR, tRFC, tRFCpb, tRREFD. A row and a column command for the same
+    bank in the same cycle is illegal. Works only when there is a command: the ages it needs are
+    noted in the command's cycle, compared in the next.
 
     Members
     -------
-    row, column: The command bus. ``error``, ``rule``, ``time``: First violation and its cycle.
+    row, column: The command bus. ``error``, ``rule``: The first violation.
     """
 
     def __init__(self, timing: Timing):
         self._timing = timing
         super().__init__(
-            {
-                "row": In(RowBus), "column": In(ColumnBus),
-                "error": Out(1), "rule": Out(Rule), "time": Out(TIME_BITS),
-            }
+            {"row": In(RowBus), "column": In(ColumnBus), "error": Out(1), "rule": Out(Rule)}
         )
 
     def elaborate(self, platform):
@@ -107,21 +106,21 @@ class Checker(wiring.Component):
         self._now = Signal(TIME_BITS)
         m.d.sync += self._now.eq(self._now + 1)
         self._events(m)
-        self._open = Signal(BANKS)
-        row, opened = self.row, Signal(BANKS)
-        m.d.comb += opened.eq(1 << row.bank)
-        with m.If(self._is["act"]):
-            m.d.sync += self._open.eq(self._open | opened)
-        with m.If(self._is["pre"]):
-            m.d.sync += self._open.eq(self._open & ~opened)
-        with m.If(self._is["prea"]):
-            m.d.sync += self._open.eq(0)
-        row_broken = self._first(m, "row_broken", self._row_rules(m))
-        column_broken = self._first(m, "column_broken", self._column_rules(m))
-        broken = Signal(Rule)
-        m.d.comb += broken.eq(Mux(row_broken != Rule.NONE, row_broken, column_broken))
-        with m.If(~self.error & (broken != Rule.NONE)):
-            m.d.sync += [self.error.eq(1), self.rule.eq(broken), self.time.eq(self._now)]
+        self._states(m)
+        broken = []
+        for side, rules in (("row", self._row_rules(m)), ("column", self._column_rules(m))):
+            bus = getattr(self, side)
+            noted, bits = Signal(name=f"{side}_noted"), Signal(len(rules), name=f"{side}_broken")
+            m.d.sync += noted.eq(bus.valid)
+            with m.If(noted):
+                m.d.sync += bits.eq(Cat(condition for _, condition in rules))
+            broken += [(rule, bits[i]) for i, (rule, _) in enumerate(rules)]
+        failed = Cat(bit for _, bit in broken)
+        with m.If(~self.error & failed.any()):
+            m.d.sync += self.error.eq(1)
+            for rule, bit in reversed(broken):
+                with m.If(bit):
+                    m.d.sync += self.rule.eq(rule)
         return m
 
     def _events(self, m):
@@ -139,101 +138,105 @@ class Checker(wiring.Component):
             self._is[name] = Signal(name=f"is_{name}")
             m.d.comb += self._is[name].eq(condition)
 
-    def _age(self, m, name, event, depth, index, ask):
+    def _states(self, m):
+        """Open banks, and what the rules need to know of them one cycle later."""
+        on, row, column = self._is, self.row, self.column
+        is_open, target = Signal(BANKS), Signal(BANKS)
+        m.d.comb += target.eq(1 << row.bank)
+        with m.If(on["act"]):
+            m.d.sync += is_open.eq(is_open | target)
+        with m.If(on["pre"]):
+            m.d.sync += is_open.eq(is_open & ~target)
+        with m.If(on["prea"]):
+            m.d.sync += is_open.eq(0)
+        # Names ending in "1" belong to the cycle before, the command's.
+        self._kind1, self._open1, self._any1 = Signal(RowKind), Signal(), Signal()
+        self._same1, self._write1, self._column_open1 = Signal(), Signal(), Signal()
+        both = column.valid & ((column.bank == row.bank) | on["prea"] | on["refab"])
+        with m.If(row.valid):
+            m.d.sync += [
+                self._kind1.eq(row.kind), self._open1.eq((is_open & target).any()),
+                self._any1.eq(is_open.any()), self._same1.eq(both),
+            ]
+        with m.If(column.valid):
+            m.d.sync += [
+                self._write1.eq(column.write),
+                self._column_open1.eq(is_open.bit_select(column.bank, 1)),
+            ]
+
+    def _age(self, m, name, event, depth, index, look, ask):
         m.submodules[name] = times = Times(depth)
         m.d.comb += [
-            times.mark.eq(event), times.index.eq(index), times.now.eq(self._now), times.ask.eq(ask),
+            times.mark.eq(event), times.index.eq(index), times.now.eq(self._now),
+            times.look.eq(look), times.ask.eq(ask),
         ]
         return times.age
 
-    def _last(self, m, name, event):
-        """Age of the channel's last ``event``, all ones if there was none."""
-        time, seen = Signal(TIME_BITS, name=f"time_{name}"), Signal(name=f"seen_{name}")
-        age = Signal(TIME_BITS, name=f"age_{name}")
-        with m.If(event):
-            m.d.sync += [time.eq(self._now), seen.eq(1)]
-        m.d.comb += age.eq(Mux(seen, self._now - time, ~0))
-        return age
-
-    def _first(self, m, name, rules):
-        """The first of ``rules`` (rule, broken) that is broken."""
-        result = Signal(Rule, name=name)
-        for rule, broken in reversed(rules):
-            with m.If(broken):
-                m.d.comb += result.eq(rule)
-        return result
+    def _last(self, m, name, event, look):
+        """Age of the channel's last ``event``, noted with ``look``."""
+        return self._age(m, f"last_{name}", event, 1, 0, look, 0)
 
     def _row_rules(self, m):
-        t, on, bank, group = self._timing, self._is, self.row.bank, self.row.bank >> 2
-        column = self.column
-        act = self._age(m, "bank_act", on["act"], BANKS, bank, bank)
-        pre = self._age(m, "bank_pre", on["pre"], BANKS, bank, bank)
-        read = self._age(m, "bank_read", on["rd"], BANKS, column.bank, bank)
-        write = self._age(m, "bank_write", on["wr"], BANKS, column.bank, bank)
-        refresh = self._age(m, "bank_refresh", on["refpb"], BANKS, bank, bank)
-        group_act = self._age(m, "group_row", on["act"] | on["refpb"], GROUPS, group, group)
-        any_act, any_pre = self._last(m, "act", on["act"]), self._last(m, "pre", on["pre"])
-        any_read, any_write = self._last(m, "rd_all", on["rd"]), self._last(m, "wr_all", on["wr"])
-        all_pre, all_refresh = self._last(m, "prea", on["prea"]), self._last(m, "ref", on["refab"])
-        any_refpb = self._last(m, "refpb", on["refpb"])
-        is_open, closing, starting = Signal(), Signal(), Signal()
-        every, any_open = Signal(), Signal()
-        m.d.comb += [
-            is_open.eq(self._open.bit_select(bank, 1)),
-            any_open.eq(self._open.any()),
-            closing.eq(on["pre"] & is_open),
-            every.eq(on["prea"] & any_open),
-            starting.eq(on["act"] | on["refpb"]),
-        ]
-        refab = on["refab"]
+        t, on, bank, look = self._timing, self._is, self.row.bank, self.row.valid
+        group, column = bank >> 2, self.column
+        act = self._age(m, "bank_act", on["act"], BANKS, bank, look, bank)
+        pre = self._age(m, "bank_pre", on["pre"], BANKS, bank, look, bank)
+        read = self._age(m, "bank_read", on["rd"], BANKS, column.bank, look, bank)
+        write = self._age(m, "bank_write", on["wr"], BANKS, column.bank, look, bank)
+        refresh = self._age(m, "bank_refresh", on["refpb"], BANKS, bank, look, bank)
+        group_row = self._age(
+            m, "group_row", on["act"] | on["refpb"], GROUPS, group, look, group)
+        last = {name: self._last(m, name, on[name], look)
+                for name in ("act", "pre", "rd", "wr", "prea", "refab", "refpb")}
+        kind, is_open = self._kind1, self._open1
+        activate, refpb = kind == RowKind.ACTIVATE, kind == RowKind.REFRESH_BANK
+        starting, refab = activate | refpb, kind == RowKind.REFRESH_ALL
+        closing = (kind == RowKind.PRECHARGE) & is_open
+        every = (kind == RowKind.PRECHARGE_ALL) & self._any1
+        recovery = t.cwl + t.bl + t.wr
         return [
-            (Rule.UNKNOWN, self.row.valid & (self.row.kind.as_value() > 4)),
-            (Rule.ACTIVATE_OPEN, on["act"] & is_open),
-            (Rule.REFRESH_OPEN, (on["refpb"] & is_open) | (refab & any_open)),
-            (Rule.RC, (starting & (act < t.rc)) | (refab & (any_act < t.rc))),
-            (Rule.RP, (starting & ((pre < t.rp) | (all_pre < t.rp)))
-             | (refab & ((any_pre < t.rp) | (all_pre < t.rp)))),
-            (Rule.RRD_L, starting & (group_act < t.rrd_l)),
-            (Rule.RRD_S, starting & (any_act < t.rrd_s)),
-            (Rule.FAW, on["act"] & (self._fourth_last(m) < t.faw)),
-            (Rule.RFC, (starting | refab) & (all_refresh < t.rfc)),
-            (Rule.RFC_PB, (starting & (refresh < t.rfc_pb)) | (refab & (any_refpb < t.rfc_pb))),
-            (Rule.RREF_D, starting & (any_refpb < t.rref_d)),
-            (Rule.RAS, (closing & (act < t.ras)) | (every & (any_act < t.ras))),
-            (Rule.RTP, (closing & (read < t.rtp)) | (every & (any_read < t.rtp))),
-            (Rule.WR, (closing & (write < t.cwl + t.bl + t.wr))
-             | (every & (any_write < t.cwl + t.bl + t.wr))),
-            (Rule.SAME_CYCLE, self.column.valid & self.row.valid
-             & ((self.column.bank == bank) | on["prea"] | refab)),
+            (Rule.UNKNOWN, kind.as_value() > RowKind.REFRESH_BANK.value),
+            (Rule.ACTIVATE_OPEN, activate & is_open),
+            (Rule.REFRESH_OPEN, (refpb & is_open) | (refab & self._any1)),
+            (Rule.RC, (starting & (act < t.rc)) | (refab & (last["act"] < t.rc))),
+            (Rule.RP, (starting & ((pre < t.rp) | (last["prea"] < t.rp)))
+             | (refab & ((last["pre"] < t.rp) | (last["prea"] < t.rp)))),
+            (Rule.RRD_L, starting & (group_row < t.rrd_l)),
+            (Rule.RRD_S, starting & (last["act"] < t.rrd_s)),
+            (Rule.FAW, activate & (self._fourth_last(m) < t.faw)),
+            (Rule.RFC, (starting | refab) & (last["refab"] < t.rfc)),
+            (Rule.RFC_PB, (starting & (refresh < t.rfc_pb))
+             | (refab & (last["refpb"] < t.rfc_pb))),
+            (Rule.RREF_D, starting & (last["refpb"] < t.rref_d)),
+            (Rule.RAS, (closing & (act < t.ras)) | (every & (last["act"] < t.ras))),
+            (Rule.RTP, (closing & (read < t.rtp)) | (every & (last["rd"] < t.rtp))),
+            (Rule.WR, (closing & (write < recovery)) | (every & (last["wr"] < recovery))),
+            (Rule.SAME_CYCLE, self._same1),
         ]
 
     def _fourth_last(self, m):
-        """Age of the activate before the last three."""
-        stamps = [Signal(TIME_BITS, name=f"faw_{i}") for i in range(4)]
-        seen, age = Signal(3), Signal(TIME_BITS)
+        """Age of the activate four before this one: a ring of the times of the last four."""
+        turn = Signal(2)
         with m.If(self._is["act"]):
-            m.d.sync += [new.eq(old) for old, new in pairwise([self._now, *stamps])]
-            m.d.sync += seen.eq(Mux(seen == 4, 4, seen + 1))
-        m.d.comb += age.eq(Mux(seen == 4, self._now - stamps[3], ~0))
-        return age
+            m.d.sync += turn.eq(turn + 1)
+        return self._age(m, "faw", self._is["act"], 4, turn, self.row.valid, turn)
 
     def _column_rules(self, m):
-        t, on, bank, group = self._timing, self._is, self.column.bank, self.column.bank >> 2
-        is_open, any_column = Signal(), self.column.valid
-        act = self._age(m, "column_act", on["act"], BANKS, self.row.bank, bank)
-        group_read = self._age(m, "group_read", on["rd"], GROUPS, group, group)
-        group_write = self._age(m, "group_write", on["wr"], GROUPS, group, group)
-        any_read, any_write = self._last(m, "rd", on["rd"]), self._last(m, "wr", on["wr"])
-        m.d.comb += is_open.eq(self._open.bit_select(bank, 1))
-        same = Mux(self.column.write, group_write, group_read)
-        near = Mux(self.column.write, any_write, any_read)
-        rcd = Mux(self.column.write, t.rcd_wr, t.rcd_rd)
+        t, on, bank, look = self._timing, self._is, self.column.bank, self.column.valid
+        group = bank >> 2
+        act = self._age(m, "column_act", on["act"], BANKS, self.row.bank, look, bank)
+        group_read = self._age(m, "group_read", on["rd"], GROUPS, group, look, group)
+        group_write = self._age(m, "group_write", on["wr"], GROUPS, group, look, group)
+        read = self._last(m, "read", on["rd"], look)
+        write = self._last(m, "write", on["wr"], look)
+        writes, reads = self._write1, ~self._write1
+        ccd_s = max(t.bl, t.ccd_s)
         return [
-            (Rule.COLUMN_CLOSED, any_column & ~is_open),
-            (Rule.RCD, any_column & (act < rcd)),
-            (Rule.CCD_L, any_column & (same < t.ccd_l)),
-            (Rule.CCD_S, any_column & (near < max(t.bl, t.ccd_s))),
-            (Rule.WTR_L, on["rd"] & (group_write < t.cwl + t.bl + t.wtr_l)),
-            (Rule.WTR_S, on["rd"] & (any_write < t.cwl + t.bl + t.wtr_s)),
-            (Rule.RTW, on["wr"] & (any_read < t.cl + t.bl + t.bubble - t.cwl)),
+            (Rule.COLUMN_CLOSED, ~self._column_open1),
+            (Rule.RCD, act < Mux(writes, t.rcd_wr, t.rcd_rd)),
+            (Rule.CCD_L, Mux(writes, group_write, group_read) < t.ccd_l),
+            (Rule.CCD_S, Mux(writes, write, read) < ccd_s),
+            (Rule.WTR_L, reads & (group_write < t.cwl + t.bl + t.wtr_l)),
+            (Rule.WTR_S, reads & (write < t.cwl + t.bl + t.wtr_s)),
+            (Rule.RTW, writes & (read < t.cl + t.bl + t.bubble - t.cwl)),
         ]

@@ -52,8 +52,7 @@ class Hold(wiring.Component):
         begin = Signal(BANKS)
         m.d.sync += [now.eq(now + 1), started.eq(Cat(self.start, started))]
         m.d.comb += [
-            write.addr.eq(now),
-            write.data.eq(self.bank),
+            write.addr.eq(now), write.data.eq(self.bank),
             write.en.eq(self.start),
             begin.eq(Mux(self.start, 1 << self.bank, 0)),
         ]
@@ -75,7 +74,46 @@ class Hold(wiring.Component):
                     latest.addr.eq(read.data),
                     over.eq(started[delay - 2] & (latest.data == read.addr)),
                 ]
-            m.d.sync += busy.eq((busy & ~end) | begin)
+            with m.If(self.start | over):
+                m.d.sync += busy.eq((busy & ~end) | begin)
+        return m
+
+
+class LongHold(wiring.Component):
+    """As `Hold` with one long delay: a queue of those that are busy, at most 16.
+
+    Starts come from banks that are not busy. Cheaper than a history of every cycle.
+
+    Members
+    -------
+    start, bank: The event. ``busy``: 16 bits, one per bank.
+    """
+
+    def __init__(self, delay: int):
+        self._delay = delay
+        super().__init__({"start": In(1), "bank": In(range(BANKS)), "busy": Out(BANKS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = ceil_log2(self._delay + 1)
+        m.submodules.queue = queue = Memory(shape=bits + 4, depth=BANKS, init=[])
+        write, read = queue.write_port(), queue.read_port(domain="comb")
+        now, head, tail = Signal(bits), Signal(range(BANKS)), Signal(range(BANKS))
+        over, begin, end = Signal(), Signal(BANKS), Signal(BANKS)
+        m.d.sync += now.eq(now + 1)
+        m.d.comb += [
+            write.addr.eq(tail), write.en.eq(self.start),
+            write.data.eq(Cat(self.bank, (now + self._delay - 1)[:bits])),
+            read.addr.eq(head),
+            over.eq(self.busy.any() & (read.data[4:] == now)),
+            begin.eq(Mux(self.start, 1 << self.bank, 0)),
+            end.eq(Mux(over, 1 << read.data[:4], 0)),
+        ]
+        with m.If(self.start | over):
+            m.d.sync += [
+                self.busy.eq((self.busy & ~end) | begin),
+                tail.eq(tail + self.start), head.eq(head + over),
+            ]
         return m
 
 
@@ -159,7 +197,7 @@ class Timers(wiring.Component):
         m.submodules.after_activate = acts = Hold(
             rcd_rd=t.rcd_rd, rcd_wr=t.rcd_wr, ras=t.ras, rc=t.rc)
         m.submodules.after_precharge = pres = Hold(rp=t.rp)
-        m.submodules.after_refresh = refreshes = Hold(rfc=t.rfc_pb)
+        m.submodules.after_refresh = refreshes = LongHold(t.rfc_pb)
         m.submodules.after_read = reads = Hold(rtp=t.rtp, repeats=True)
         m.submodules.after_write = writes = Hold(wr=t.write_to_precharge, repeats=True)
         column_read, column_write = Signal(), Signal()
@@ -178,7 +216,7 @@ class Timers(wiring.Component):
         read_ok, write_ok = self._column_limits(m, column_read, column_write)
         closed_ok = Signal(BANKS)
         m.d.comb += [
-            closed_ok.eq(~(self.open | pres.busy_rp | acts.busy_rc | refreshes.busy_rfc)),
+            closed_ok.eq(~(self.open | pres.busy_rp | acts.busy_rc | refreshes.busy)),
             self.activate.eq(Mux(pause, 0, closed_ok & row_ok & Mux(self._faw_full, 0, 0xFFFF))),
             self.refresh_bank.eq(Mux(pause, 0, closed_ok & row_ok)),
             self.refresh_all.eq(closed_ok.all() & ~pause),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assembles 16-byte writes of many tiles into 64-byte lines."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect
@@ -18,7 +18,7 @@ FULL = 16
 """A line is flushed after this many writes at the latest."""
 
 Flushed = data.StructLayout({"write": LineWrite, "ack": Ack})
-Way = data.StructLayout({"valid": 1, "source": 8, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
+Way = data.StructLayout({"source": 8, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
 
 
 class WriteAssembler(wiring.Component):
@@ -53,8 +53,7 @@ class WriteAssembler(wiring.Component):
         m.submodules.pool = self._pool = Pool(SLOTS)
         connect(m, wiring.flipped(self.i), incoming.i)
         connect(m, self._flushed.o, wiring.flipped(self.o))
-        self._ways = Array(Signal(Way, name=f"way_{i}") for i in range(WAYS))
-        valid = Cat(way.valid for way in self._ways)
+        valid = Signal(WAYS)
         m.d.comb += [
             self.idle.eq(~(valid.any() | incoming.o.valid | self.o.valid)),
             self.starved.eq(~self._pool.available),
@@ -112,17 +111,25 @@ class WriteAssembler(wiring.Component):
         """What becomes of the write at the head of the input."""
         payload, pool, flushed = flit.payload, self._pool, self._flushed
         source, line = Cat(payload.source_x, payload.source_y), payload.address[2:]
-        match = Cat(way.valid & (way.source == source) for way in self._ways)
+        m.submodules.ways = ways = Memory(shape=Way, depth=WAYS, init=[])
+        keep, look = ways.write_port(), ways.read_port(domain="comb")
+        match, way = Signal(WAYS), look.data
+        for number in range(WAYS):
+            compare = ways.read_port(domain="comb")
+            m.d.comb += [
+                compare.addr.eq(number),
+                match[number].eq(valid[number] & (compare.data.source == source)),
+            ]
         known, merge, room, chosen = Signal(), Signal(), Signal(), Signal(range(WAYS))
-        victim, way, complete, flush = Signal(range(WAYS)), Signal(Way), Signal(), Signal()
-        words = Signal(5)
+        victim, complete, flush = Signal(range(WAYS)), Signal(), Signal()
+        words, place = Signal(5), Signal(WAYS)
         m.d.comb += [
             known.eq(match.any()),
             chosen.eq(Mux(known, Cat(match[1] | match[3], match[2] | match[3]), victim)),
-            way.eq(self._ways[chosen]),
+            look.addr.eq(chosen), keep.addr.eq(chosen), place.eq(1 << chosen),
             merge.eq(known & (way.line == line)),
             room.eq(flushed.i.ready),
-            self._new.eq(~way.valid),
+            self._new.eq((valid & place) == 0),
             self._slot.eq(Mux(self._new, pool.slot, way.slot)),
             words.eq(Mux(self._new, 0, way.words) + 1),
             # Flushes need room in the descriptor queue: any write waits until there is some.
@@ -133,14 +140,15 @@ class WriteAssembler(wiring.Component):
             flush.eq(flit.valid & ~self._new & ~merge),
         ]
         self._flush(m, payload, way, words, complete, flush)
-        with m.If(self._taken):
-            m.d.sync += [
-                self._ways[chosen].valid.eq(~complete),
-                self._ways[chosen].source.eq(source), self._ways[chosen].line.eq(line),
-                self._ways[chosen].slot.eq(self._slot), self._ways[chosen].words.eq(words),
-            ]
-        with m.Elif(flush & room):
-            m.d.sync += self._ways[chosen].valid.eq(0)
+        m.d.comb += [
+            keep.data.source.eq(source), keep.data.line.eq(line),
+            keep.data.slot.eq(self._slot), keep.data.words.eq(words),
+            keep.en.eq(self._taken),
+        ]
+        with m.If(self._taken & ~complete):
+            m.d.sync += valid.eq(valid | place)
+        with m.Elif(complete | (flush & room)):
+            m.d.sync += valid.eq(valid & ~place)
         # Places are taken in turn, empty or not: a source that stays silent loses its place.
         with m.If(self._taken & self._new & ~known):
             m.d.sync += victim.eq(victim + 1)

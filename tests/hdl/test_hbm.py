@@ -31,7 +31,7 @@ def run_checker(timing, commands):
         by_cycle.setdefault(cycle, []).append((command, bank))
 
     async def bench(ctx):
-        for cycle in range(max(by_cycle) + 1):
+        for cycle in range(max(by_cycle) + 4):
             row, column = {"valid": 0}, {"valid": 0}
             for command, bank in by_cycle.get(cycle, ()):
                 if isinstance(command, RowKind):
