@@ -4,7 +4,7 @@
 from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In
 
 from emu.config import Config
 from hdl.compute.array import CELLS, Sums
@@ -16,8 +16,8 @@ Accumulator = data.ArrayLayout(signed(32), CELLS)
 class Accumulators(wiring.Component):
     """Adds dot products to rows, wrapping at 32 bits.
 
-    Latency: a row accumulated in cycle t is readable in t + 2. Throughput: one row a cycle; the same
-    row again after two cycles at the earliest (a pass lasts at least four).
+    Latency: a row accumulated in cycle t is readable in t + 2. Throughput: one row a cycle; the
+    same row again after two cycles at the earliest (a pass lasts at least four).
 
     Parameters
     ----------

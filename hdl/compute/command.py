@@ -51,9 +51,11 @@ class Preparer(wiring.Component):
         products = [
             (command.sx, command.step, d.step_x), (command.sy, command.row, d.step_y),
             (command.dx, command.step, d.tap_x), (command.dy, command.row, d.tap_y),
-            (command.first_x, command.sx, d.first_column), (command.first_x, d.step_x, d.first_word),
+            (command.first_x, command.sx, d.first_column),
+            (command.first_x, d.step_x, d.first_word),
             (command.y0, command.row, None), (command.x0, command.step, None),
-            (command.kh, command.kw, d.group_tiles), (d.group_tiles, command.in_groups, d.group_tiles),
+            (command.kh, command.kw, d.group_tiles),
+            (d.group_tiles, command.in_groups, d.group_tiles),
         ]
         count = len(products)
         m.d.comb += [

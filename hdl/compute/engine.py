@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compute engine: COMPUTE commands from window to requantised words in the scratchpad."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 

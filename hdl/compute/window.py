@@ -22,9 +22,9 @@ Pixel = data.StructLayout(
 class Window(wiring.Component):
     """Walks output groups, input groups, kernel rows and columns and the pixels of each pass.
 
-    Latency: one cycle from a command to its first pixel. Throughput: one pixel a cycle, across passes
-    and groups too; one idle cycle between commands is hidden, since a command is taken in the cycle
-    of the last pixel. Addresses are sums, kept modulo 2**16; no multiplier.
+    Latency: one cycle from a command to its first pixel. Throughput: one pixel a cycle, across
+    passes, groups and commands that wait, since a command is taken in the cycle of the last pixel.
+    Addresses are sums, kept modulo 2**16; no multiplier.
 
     Members
     -------

@@ -54,7 +54,9 @@ def random_shape(rng, mode: int, pixels: int, groups: int) -> dict:
         "out_groups": groups, "advance": int(rng.integers(0, 0x300)),
         "w_mode": mode, "a_signed": a_signed, "a_zero": random_zero(rng, a_signed),
         "w_signed": w_signed,
-        "w_zero": int(rng.integers(-8, 8)) if mode == WeightMode.INT4 else random_zero(rng, w_signed),
+        "w_zero": (
+            int(rng.integers(-8, 8)) if mode == WeightMode.INT4 else random_zero(rng, w_signed)
+        ),
     }
 
 
@@ -135,7 +137,8 @@ def random_commands(rng, machine: Machine, count: int) -> list[dict]:
     """Commands and chains of commands that accumulate into one half."""
     commands, out = [], OUTPUTS
     while len(commands) < count:
-        pixels = int(rng.choice([1, 2, 3, 4, 5, 15, 16, 17, 31, 64, 256], p=[0.1] * 9 + [0.07, 0.03]))
+        sizes = [1, 2, 3, 4, 5, 15, 16, 17, 31, 64, 256]
+        pixels = int(rng.choice(sizes, p=[0.1] * 9 + [0.07, 0.03]))
         chain = int(rng.choice([1, 1, 1, 2, 3]))
         for link in range(chain):
             mode = int(rng.choice([0, 0, 1, 2, 3]))
@@ -205,7 +208,9 @@ async def issue_span(dut, commands: list[dict]) -> int:
     await with_timeout(Source(dut, "command", Command).send(commands), 100, "us")
     await with_timeout(machine.finish(len(commands)), 50, "us")
     reads = machine.reads["read_activation"]
-    pixels = sum(c["pixels"] * c["kh"] * c["kw"] * c["in_groups"] * c["out_groups"] for c in commands)
+    pixels = sum(
+        c["pixels"] * c["kh"] * c["kw"] * c["in_groups"] * c["out_groups"] for c in commands
+    )
     assert len(reads) == pixels > 0
     return reads[-1][0] - reads[0][0] + 1
 
