@@ -8,7 +8,6 @@ from amaranth.lib.wiring import In, Out
 from emu.hbm_timing import BANKS
 from hdl.hbm.packets import STAMP_BITS
 
-
 KEY_BITS = STAMP_BITS + 4
 
 

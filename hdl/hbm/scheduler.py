@@ -81,7 +81,8 @@ class Scheduler(wiring.Component):
             self.column_bank.eq(column.bank),
         ]
         for bank in range(BANKS):
-            stamp, age = Signal(STAMP_BITS, name=f"stamp_{bank}"), Signal(KEY_BITS, name=f"age_{bank}")
+            stamp = Signal(STAMP_BITS, name=f"stamp_{bank}")
+            age = Signal(KEY_BITS, name=f"age_{bank}")
             m.d.comb += [
                 stamp.eq(Mux(write, self.writes_stamps[bank], self.reads_stamps[bank])),
                 age.eq(key(bank, stamp, flip)),

@@ -2,9 +2,9 @@
 """Controller: published traces against what DRAMsim3 and Ramulator 2 reach on them.
 
 64-byte requests in order, each offered from its cycle on, with a window of outstanding reads.
-Latency is from the acceptance of a read's first half to its last word on the bus. All-bank refreshes
-still owed at the end are charged as if they had stopped the channel. The first 1000 requests of a
-trace are run with wider limits; ``HEADRACE_TRACE_REQUESTS=0`` runs all, with the real limits.
+Latency is from the acceptance of a read's first half to its last word on the bus. All-bank
+refreshes still owed at the end are charged as if they had stopped the channel. The first 1000
+requests of a trace are run with wider limits; ``HEADRACE_TRACE_REQUESTS=0`` runs all, with the real limits.
 """
 
 import gzip
@@ -29,7 +29,7 @@ REQUESTS = int(os.environ.get("HEADRACE_TRACE_REQUESTS", "1000"))
 
 VARIANTS = {
     f"{address_map}_{short}": lambda m=address_map, r=refresh: HbmController(
-        Hbm(mib=512, address_map=m, refresh=r))
+        Hbm.model_validate({"mib": 512, "address_map": m, "refresh": r}))
     for address_map in ("M1", "M2")
     for short, refresh in REFRESH.items()
 }

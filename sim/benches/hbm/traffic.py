@@ -83,7 +83,7 @@ class Memory:
         reply, rect = flit["reply"], flit["dest"]["rect"]
         source = rect["x0"], rect["y0"]
         assert rect == reply["rect"] and flit["dest"]["exit"] == 0
-        if reply["kind"] == Kind.ACK.value:
+        if Kind(reply["kind"]) == Kind.ACK:
             for _ in range(reply["address"]):
                 self.writing[self.sent[source].pop(0)] -= 1
                 self.acknowledged += 1
