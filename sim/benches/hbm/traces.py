@@ -4,7 +4,8 @@
 64-byte requests in order, each offered from its cycle on, with a window of outstanding reads.
 Latency is from the acceptance of a read's first half to its last word on the bus. All-bank
 refreshes still owed at the end are charged as if they had stopped the channel. The first 1000
-requests of a trace are run with wider limits; ``HEADRACE_TRACE_REQUESTS=0`` runs all, with the real limits.
+requests of a trace are run with wider limits; ``HEADRACE_TRACE_REQUESTS=0`` runs all, with the real
+limits.
 """
 
 import gzip
