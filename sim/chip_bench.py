@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cocotb
 from cocotb.clock import Clock
-from cocotb.triggers import ClockCycles, First, RisingEdge, Timer
+from cocotb.triggers import ClockCycles, FallingEdge, First, RisingEdge, Timer
 from cocotb.utils import get_sim_time
 
 PERIOD_NS = 2
@@ -38,11 +38,14 @@ async def workload(dut):
     dut.prefetch__policy.value = job["policy"]
     dut.prefetch__depth.value = job["depth"]
     dut.prefetch__threshold.value = job["threshold"]
+    # Icarus trusts cocotb's writes here, so inputs change half a cycle away from the clock's edge.
     await ClockCycles(dut.clk, RESET_CYCLES)
+    await FallingEdge(dut.clk)
     dut.rst.value = 0
     await ClockCycles(dut.clk, 1)
-    dut.start.value = 1
     begin, wall = get_sim_time("ns"), time.perf_counter()
+    await FallingEdge(dut.clk)
+    dut.start.value = 1
     done, error = RisingEdge(dut.done), RisingEdge(dut.error)
     fired = await First(done, error, Timer(PERIOD_NS * job["cycle_limit"], unit="ns"))
     outcome = "done" if fired is done else "error" if fired is error else "limit"
@@ -57,6 +60,7 @@ async def workload(dut):
     result["error_tiles"] = str(dut.error_tiles.value)
     result["error_channels"] = str(dut.error_channels.value)
     if outcome == "done":
+        await FallingEdge(dut.clk)
         dut.dump.value = 1
         await ClockCycles(dut.clk, 2)
     Path(job["result"]).write_text(json.dumps(result))
