@@ -2,13 +2,16 @@
 """Where a flit goes next: dimension order, multicast rectangles, exits.
 
 Paths exist as a table of connections (`connections`), which the hardware is built from and a test
-proves free of cycles; `route_mask` is the hardware that chooses among them.
+proves free of cycles; `route` is the hardware that chooses among them.
 """
 
-from amaranth.hdl import Cat, Module, Signal
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import data
 
-from hdl.packets import Dest, Exit
+from hdl.packets import Exit
 
 SIDES = ("north", "south", "west", "east")
 ALONG_X, ALONG_Y = ("west", "east"), ("north", "south")
@@ -48,58 +51,70 @@ def connections(
     return {output: tuple(i for i in inputs if allowed(i, output)) for output in outputs}
 
 
-def _axis(m: Module, axis: str, rect, here) -> tuple[Signal, Signal, Signal]:
-    """Whether ``rect`` has coordinates below and above ``here`` and whether it has ``here``."""
-    low, high, stride = (rect[name] for name in (f"{axis}0", f"{axis}1", f"{axis}s"))
-    below, above = Signal(name=f"{axis}_below"), Signal(name=f"{axis}_above")
-    member, offset = Signal(name=f"{axis}_member"), Signal(3, name=f"{axis}_offset")
-    # Strides are 1, 2, 4 or 8: the bits of the offset below the stride must be 0.
-    skipped = (offset & Cat(stride != 0, stride[1], stride == 3)).any()
-    m.d.comb += [
-        below.eq(low < here),
-        above.eq(high > here),
-        offset.eq(here - low),
-        member.eq((low <= here) & (here <= high) & ~skipped),
-    ]
-    return below, above, member
+def compare(dest: data.View, x, y, exits: tuple[str, ...]) -> dict[str, Value]:
+    """What a router needs to know of a flit's ``dest``: bits named by `compared`.
+
+    ``x_below``: the rectangle has columns west of ``x``. ``x_above``: east of it. ``x_member``: it
+    has column ``x``. The same for rows. ``exit_SIDE``: the flit leaves the mesh there.
+    """
+    rect, bits = dest["rect"], {}
+    for axis, here in (("x", x), ("y", y)):
+        low, high, stride = (rect[name] for name in (f"{axis}0", f"{axis}1", f"{axis}s"))
+        # Strides are 1, 2, 4 or 8: the bits of the offset below the stride must be 0.
+        skipped = (here - low) & Cat(stride != 0, stride[1], stride == 3)
+        bits |= {
+            f"{axis}_below": low < here, f"{axis}_above": high > here,
+            f"{axis}_member": (low <= here) & (here <= high) & ~skipped.any(),
+        }
+    leave = dest["exit"].as_value()
+    return bits | {f"exit_{side}": leave == EXITS[side] for side in exits}
 
 
-def route_mask(
-    m: Module, order: str, dest: data.View, x, y, *,
-    source: str, outputs: tuple[str, ...], exits: tuple[str, ...], boundary,
-) -> Signal:
-    """Outputs (a bit each, in the order of ``outputs``) for a flit from input ``source``.
+def compared(exits: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the bits of `compare`."""
+    axes = tuple(f"{axis}_{what}" for axis in "xy" for what in ("below", "above", "member"))
+    return axes + tuple(f"exit_{side}" for side in exits)
+
+
+def route(
+    m: Module, order: str, bits: dict[str, Value], *,
+    inputs: tuple[str, ...], feeds: dict[str, tuple[str, ...]], boundary: dict[str, Value],
+) -> dict[str, Value]:
+    """Output -> which inputs' head flits go there, a bit per input.
 
     Each copy of a multicast flit carries the whole rectangle. Which part of it is its own follows
     from where it comes from: a flit that moves east covers the columns that are still east of it.
 
     Parameters
     ----------
-    x, y: The router's coordinates.
-    outputs: Those that ``source`` is connected to.
-    exits: As in `connections`.
-    boundary: 1 if the neighbour at ``source`` is outside the mesh.
+    bits: Of `compare`, each with a bit per input.
+    feeds: As from `connections`.
+    boundary: Edge input -> whether its neighbour is outside the mesh.
     """
-    assert Dest == dest.shape()
-    rect, leave = dest["rect"], dest["exit"].as_value()
-    west, east, column = _axis(m, "x", rect, x)
-    north, south, row = _axis(m, "y", rect, y)
-    toward = {"west": west, "east": east, "north": north, "south": south}
     first, second = ORDERS[order]
+    count = len(inputs)
+    column, row = bits["x_member"], bits["y_member"]
+    here, leaves = Signal(count, name="here"), Signal(count, name="leaves")
+    exits = [bits[f"exit_{side}"] for side in SIDES if f"exit_{side}" in bits]
+    m.d.comb += [here.eq(column & row), leaves.eq(reduce(or_, exits, Const(0, count)))]
+    toward = {"west": bits["x_below"], "east": bits["x_above"],
+              "north": bits["y_below"], "south": bits["y_above"]}
     entered = column if order == "x_first" else row  # the first dimension is done here
-    here = Signal()
-    m.d.comb += here.eq(column & row)
-    bits = []
-    for output in outputs:
+
+    def may_pass(source: str, output: str) -> Value:
+        """Whether flits go on from ``source`` to ``output``, other than to leave the mesh."""
+        if source in second and output in first:
+            return boundary.get(source, Const(0))
+        return Const(int(source in feeds[output]))
+
+    rows = {}
+    for output, sources in feeds.items():
+        allowed = Const(sum(1 << inputs.index(source) for source in sources), count)
         if output == "core":
-            bits.append(here & (leave == Exit.CORE) if exits else here)
+            rows[output] = here & ~leaves & allowed
             continue
         go = toward[output] if output in first else toward[output] & entered
-        if source in second and output in first:
-            go &= boundary
-        if output in exits:
-            go |= here & (leave == EXITS[output])
-        bits.append(go)
-    mask = Signal(len(outputs))
-    m.d.comb += mask.eq(Cat(bits))
-    return mask
+        rows[output] = go & Cat(may_pass(source, output) for source in inputs)
+        if f"exit_{output}" in bits:
+            rows[output] |= here & bits[f"exit_{output}"] & allowed
+    return rows

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mesh router for single-flit packets with multicast rectangles."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -10,63 +13,9 @@ from amaranth.utils import ceil_log2
 from emu.config import Config
 from hdl.counter import count
 from hdl.mesh.arbiter import make_arbiter
-from hdl.mesh.route import ORDERS, SIDES, connections, route_mask
+from hdl.mesh.queues import QueuePointers
+from hdl.mesh.route import ORDERS, SIDES, compare, compared, connections, route
 from hdl.packets import DownFlit, ReqFlit, UpFlit
-
-
-class InputQueue(wiring.Component):
-    """Pointers of one input's queue; its flits lie in the router's memory.
-
-    Latency: a flit pushed in cycle t is the head in t + 1 if the queue was empty. ``ready`` and
-    ``valid`` depend on the level alone.
-
-    Parameters
-    ----------
-    depth: Flits held, at least 2 for one flit a cycle.
-    routes: Bits of a route.
-
-    Members
-    -------
-    push, route_in: A flit arrives and takes these outputs.
-    pop: The head flit is served. ``head``, ``tail``: slots to read and write.
-    route: Outputs of the head flit, 0 if there is none.
-    """
-
-    def __init__(self, depth: int, routes: int):
-        self._depth, self._routes = depth, routes
-        self._slot_bits = max(1, ceil_log2(depth))
-        super().__init__(
-            {
-                "push": In(1), "route_in": In(routes), "ready": Out(1),
-                "pop": In(1), "route": Out(routes), "valid": Out(1),
-                "head": Out(self._slot_bits), "tail": Out(self._slot_bits),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.routes = memory = Memory(
-            shape=self._routes, depth=1 << self._slot_bits, init=[]
-        )
-        write, read = memory.write_port(), memory.read_port(domain="comb")
-        level = Signal(range(self._depth + 1))
-        m.d.comb += [
-            self.ready.eq(level != self._depth),
-            self.valid.eq(level != 0),
-            write.addr.eq(self.tail),
-            write.data.eq(self.route_in),
-            write.en.eq(self.push),
-            read.addr.eq(self.head),
-        ]
-        with m.If(self.valid):
-            m.d.comb += self.route.eq(read.data)
-        with m.If(self.push ^ self.pop):
-            m.d.sync += level.eq(level + self.push - self.pop)
-        with m.If(self.push):
-            m.d.sync += self.tail.eq(self.tail + 1)
-        with m.If(self.pop):
-            m.d.sync += self.head.eq(self.head + 1)
-        return m
 
 
 class Router(wiring.Component):
@@ -94,7 +43,8 @@ class Router(wiring.Component):
     output depends on registers only, ``ready`` of an input on its queue's level only.
 
     The flits of all inputs lie in one memory, which each output reads by an index: one wide read
-    per output where queues with a crossbar would take one per input and a multiplexer on top.
+    per output where queues with a crossbar would take one per input and a multiplexer on top. With
+    each lie the comparisons of its destination with this router, made as it arrives.
 
     Parameters
     ----------
@@ -131,7 +81,10 @@ class Router(wiring.Component):
             raise ValueError(f"depth must be at least 1, not {depth!r}")
         self._flit, self._order, self._cols, self._rows = flit, order, cols, rows
         self._depth, self._edges, self._exits, self._arbiter = depth, edges, exits, arbiter
-        self._inputs = SIDES + ("core",) * core_input
+        # In this order the inputs of an output are next to each other.
+        first, second = ORDERS[order]
+        ring = (second[0], first[0], "core", first[1], second[1])
+        self._inputs = tuple(name for name in ring if core_input or name != "core")
         self._outputs = SIDES + ("core",) * core_output
         super().__init__(
             {
@@ -160,76 +113,91 @@ class Router(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        slots = 1 << max(1, ceil_log2(self._depth))
-        m.submodules.flits = memory = Memory(
-            shape=self._flit, depth=slots * len(self._inputs), init=[]
+        inputs, outputs = len(self._inputs), len(self._outputs)
+        m.submodules.queues = queues = QueuePointers(inputs, self._depth)
+        bits = compared(self._exits)
+        m.submodules.flits = flits = Memory(
+            shape=self._flit, depth=queues.slots * inputs, init=[]
         )
-        feeds = self.connections
-        queues = {}
-        for number, name in enumerate(self._inputs):
-            targets = tuple(output for output in self._outputs if name in feeds[output])
-            queues[name] = self._input(m, number, name, targets, memory)
-        wants = {}  # (input, output) -> the head flit of input still has to take output
-        goes = {}   # (input, output) -> and does so now
-        for name, (queue, targets) in queues.items():
-            pending, leaving = Signal(len(targets), name=f"pending_{name}"), Signal(len(targets))
-            served = Signal(len(targets), name=f"served_{name}")
-            m.d.comb += pending.eq(queue.route & ~served)
-            for bit, output in enumerate(targets):
-                wants[name, output], goes[name, output] = pending[bit], leaving[bit]
-            m.d.comb += queue.pop.eq(queue.valid & ~(pending & ~leaving).any())
-            with m.If(queue.pop):
-                m.d.sync += served.eq(0)
-            with m.Elif(leaving.any()):
-                m.d.sync += served.eq(served | leaving)
-        for output, sources in feeds.items():
-            self._output(m, output, sources, queues, wants, goes, memory)
+
+        # Everything about the heads of all inputs is done on vectors with a bit per input, and
+        # what is known of a flit is found as it is stored: this makes routers cheap to simulate.
+        heads = Signal(inputs * len(bits))
+        columns = [self._input(m, i, queues, flits) for i in range(inputs)]
+        m.d.comb += heads.eq(reduce(or_, columns))
+        vectors = [heads[k * inputs : (k + 1) * inputs] for k in range(len(bits))]
+        rows = self._route(m, dict(zip(bits, vectors, strict=True)))
+        served = Signal(inputs * outputs)  # outputs (rows) that the head of an input has taken
+        wants, leaves = [], []
+        for o, name in enumerate(self._outputs):
+            row = Signal(inputs, name=f"wants_{name}")
+            m.d.comb += row.eq(rows[name] & ~served[o * inputs : (o + 1) * inputs])
+            wants.append(row)
+            leaves.append(self._output(m, name, row, queues, flits))
+        remaining = reduce(or_, (want & ~leave for want, leave in zip(wants, leaves, strict=True)))
+        valids = Cat(getattr(self, f"in_{name}").valid for name in self._inputs)
+        m.d.comb += [
+            queues.push.eq(valids & queues.ready),
+            queues.pop.eq(queues.valid & ~remaining),
+        ]
+        with m.If(queues.valid.any()):
+            m.d.sync += served.eq((served | Cat(leaves)) & ~queues.pop.replicate(outputs))
         return m
 
-    def _input(self, m, number, name, targets, memory):
-        """Queue of input ``name``; returns it and the outputs that its route bits stand for."""
+    def _input(self, m, number, queues, flits):
+        """Write side of an input; returns the bits of its head flit, spread to its columns."""
+        name, inputs = self._inputs[number], len(self._inputs)
         port = getattr(self, f"in_{name}")
-        m.submodules[f"queue_{name}"] = queue = InputQueue(self._depth, len(targets))
-        boundary = {
-            "north": self.y == 0, "south": self.y == self._rows - 1,
-            "west": self.x == 0, "east": self.x == self._cols - 1, "core": Const(1),
-        }[name]
-        if name not in self._edges and name != "core":
-            boundary = Const(0)
-        route = route_mask(
-            m, self._order, port.payload.dest, self.x, self.y,
-            source=name, outputs=targets, exits=self._exits, boundary=boundary,
+        bits = list(compare(port.payload.dest, self.x, self.y, self._exits).values())
+        spread = Cat(Cat(bit, Const(0, inputs - 1)) for bit in bits)  # the zeros need no gates
+        m.submodules[f"bits_{name}"] = memory = Memory(
+            shape=inputs * (len(bits) - 1) + 1, depth=queues.slots, init=[]
         )
-        write = memory.write_port()
-        m.d.comb += [
-            port.ready.eq(queue.ready),
-            queue.push.eq(port.valid & port.ready),
-            queue.route_in.eq(route),
-            write.addr.eq(Cat(queue.tail, Const(number, 3))),
-            write.data.eq(port.payload),
-            write.en.eq(queue.push),
-        ]
-        return queue, targets
-
-    def _output(self, m, output, sources, queues, wants, goes, memory):
-        """Arbitration of ``output`` among ``sources`` and the read of the chosen flit."""
-        port = getattr(self, f"out_{output}")
-        m.submodules[f"arbiter_{output}"] = arbiter = make_arbiter(self._arbiter, len(sources))
+        write, write_bits = flits.write_port(), memory.write_port()
         read = memory.read_port(domain="comb")
         m.d.comb += [
-            arbiter.requests.eq(Cat(wants[name, output] for name in sources)),
+            port.ready.eq(queues.ready[number]),
+            write.en.eq(queues.push[number]),
+            write.addr.eq(Cat(queues.tail(number), Const(number, ceil_log2(inputs)))),
+            write.data.eq(port.payload),
+            write_bits.en.eq(queues.push[number]),
+            write_bits.addr.eq(queues.tail(number)),
+            write_bits.data.eq(spread),
+            read.addr.eq(queues.head(number)),
+        ]
+        return Mux(queues.valid[number], read.data, 0) << number
+
+    def _route(self, m, bits):
+        boundary = {
+            "north": self.y == 0, "south": self.y == self._rows - 1,
+            "west": self.x == 0, "east": self.x == self._cols - 1,
+        }
+        return route(
+            m, self._order, bits, inputs=self._inputs, feeds=self.connections,
+            boundary={side: boundary[side] for side in self._edges},
+        )
+
+    def _output(self, m, name, wants, queues, flits):
+        """Arbitration of an output and read of the chosen flit; returns the inputs served now."""
+        port, sources = getattr(self, f"out_{name}"), self.connections[name]
+        m.submodules[f"arbiter_{name}"] = arbiter = make_arbiter(self._arbiter, len(sources))
+        read = flits.read_port(domain="comb")
+        grants = dict(zip(sources, arbiter.grant, strict=True))
+        grant = Signal(len(self._inputs), name=f"grant_{name}")
+        numbers = [
+            sum(1 << i for i in range(len(self._inputs)) if i >> k & 1)
+            for k in range(ceil_log2(len(self._inputs)))
+        ]
+        m.d.comb += [
+            arbiter.requests.eq(Cat(wants[self._inputs.index(source)] for source in sources)),
             arbiter.taken.eq(port.ready),
-            port.valid.eq(arbiter.requests.any()),
+            grant.eq(Cat(grants.get(source, Const(0)) for source in self._inputs)),
+            port.valid.eq(wants.any()),
+            read.addr.eq(Cat((grant & plane).any() for plane in [*queues.heads, *numbers])),
             port.payload.eq(read.data),
         ]
-        numbers = {name: number for number, name in enumerate(self._inputs)}
-        slot = Const(0, len(read.addr))
-        for bit, name in enumerate(sources):
-            address = Cat(queues[name][0].head, Const(numbers[name], 3))
-            slot |= address & arbiter.grant[bit].replicate(len(address))
-            m.d.comb += goes[name, output].eq(arbiter.grant[bit] & port.ready)
-        m.d.comb += read.addr.eq(slot)
-        count(m, f"flits_{output}", port.valid & port.ready)
+        count(m, f"flits_{name}", port.valid & port.ready)
+        return Mux(port.ready, grant, 0)
 
 
 PLANES = {

@@ -26,11 +26,13 @@ class Case:
     rows: int
     order: str = ""
     arbiter: str = "round_robin"
+    depth: int = 4
     settings: dict = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
-        mesh = MeshConfig(cols=self.cols, rows=self.rows, arbiter=self.arbiter)
+        mesh = MeshConfig(cols=self.cols, rows=self.rows, arbiter=self.arbiter,
+                          buffer_depth=self.depth)
         return Config(mesh=mesh, hbm={"channels": 1}, **self.settings)
 
     def router(self) -> Router:
@@ -38,7 +40,7 @@ class Case:
             return plane_router(self.plane, self.config)
         return Router(
             SMALL, self.order, cols=self.cols, rows=self.rows, edges=SIDES, exits=SIDES,
-            arbiter=self.arbiter,
+            arbiter=self.arbiter, depth=self.depth,
         )
 
     def _model(self) -> Router:

@@ -17,14 +17,11 @@ CASES = {
     "req_4x4": Case("req", 4, 4),
     "up_4x4": Case("up", 4, 4, settings={"storage": {"enabled": True}}),
     "down_4x4": Case("down", 4, 4, settings={"storage": {"enabled": True}}),
-    "down_3x5": Case("down", 3, 5),
-    "x_first_3x5": Case("general", 3, 5, "x_first"),
+    "x_first_3x5": Case("general", 3, 5, "x_first", depth=3),
     "y_first_3x5": Case("general", 3, 5, "y_first", "age"),
     "x_first_1x4": Case("general", 1, 4, "x_first", "age"),
-    "y_first_1x4": Case("general", 1, 4, "y_first"),
-    "x_first_4x1": Case("general", 4, 1, "x_first"),
-    "y_first_4x1": Case("general", 4, 1, "y_first"),
-    "x_first_1x1": Case("general", 1, 1, "x_first"),
+    "y_first_4x1": Case("general", 4, 1, "y_first", depth=9),
+    "x_first_1x1": Case("general", 1, 1, "x_first", depth=2),
 }
 VARIANTS = {name: case.mesh for name, case in CASES.items()}
 CASE = CASES[os.environ.get("HEADRACE_VARIANT", "up_4x4")]
