@@ -140,6 +140,7 @@ class Prefetch(Section):
         64, ge=16, le=1024, description="words a tile may have requested: more than the "
         "channels' queues hold blocks the request plane (gpt2.decode_ffn: 256 is 1.6x slower)"
     )
+    paced: bool = Field(True, description="request no faster than one word a cycle")
 
 
 class Storage(Section):

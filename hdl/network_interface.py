@@ -72,7 +72,10 @@ class ChannelMap(wiring.Component):
 class RequestPort(wiring.Component):
     """Three streams of reads onto `req`, in turn, with a limit on the words in flight.
 
-    Latency: combinational. Throughput: a request a cycle.
+    With ``prefetch.paced`` a request of n words is the last for n cycles: a tile takes in one word a
+    cycle, and words that come faster only block others on their way.
+
+    Latency: combinational. Throughput: a word a cycle if paced, else a request a cycle.
 
     Parameters
     ----------
@@ -104,11 +107,12 @@ class RequestPort(wiring.Component):
         ports = [getattr(self, f"request_{name}") for name in REQUESTERS]
         chosen, room, transfer = Signal(HbmRequest), Signal(), Signal()
         words, waiting = Signal(range(SEGMENT_WORDS + 1)), Signal()
+        pace = Signal(range(SEGMENT_WORDS))
         m.d.comb += [
             arbiter.requests.eq(Cat(port.valid for port in ports)),
             arbiter.taken.eq(transfer),
             waiting.eq(arbiter.requests.any()),
-            room.eq(self.in_flight + words <= self._config.prefetch.outstanding),
+            room.eq((self.in_flight + words <= self._config.prefetch.outstanding) & (pace == 0)),
             transfer.eq(self.req.valid & self.req.ready),
             self.req.valid.eq(waiting & room),
         ]
@@ -129,6 +133,11 @@ class RequestPort(wiring.Component):
             m.d.sync += self.in_flight.eq(
                 self.in_flight + Mux(transfer, words, 0) - self.arrived
             )
+        if self._config.prefetch.paced:
+            with m.If(transfer):
+                m.d.sync += pace.eq(chosen.last)
+            with m.Elif(pace != 0):
+                m.d.sync += pace.eq(pace - 1)
         m.d.comb += self.stalled.eq(waiting & ~room)
         return m
 

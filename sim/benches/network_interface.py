@@ -234,12 +234,12 @@ async def requests(dut, p_idle, p_stall):
         sent.append(requests)
     tasks = [cocotb.start_soon(s.send(r)) for s, r in zip(sources, sent, strict=True)]
     answered = peak = 0
-    for _ in range(4000):
+    for cycle in range(4300):  # answers begin late enough for paced requests to reach the limit
         asked = sum(item["last"] + 1 for item in sink.received)
         peak = max(peak, asked - answered)
         if len(sink.received) == 120 and answered == asked:
             break
-        if asked > answered and (rng.random() < 0.5 or p_idle == 0.0):
+        if cycle >= 300 and asked > answered and (rng.random() < 0.5 or p_idle == 0.0):
             if rng.random() < 0.1:  # other tiles' words and acknowledgements do not count
                 kind, source = ((Kind.DATA, (X, Y + 1)), (Kind.ACK, (X, Y)))[rng.integers(0, 2)]
                 await memory.send([_down(rng, kind, source)])
