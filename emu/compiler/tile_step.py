@@ -92,7 +92,7 @@ class TileStep:
         releases go to it; if not, every piece has its own, so that they are requested at once."""
         if self.plan.share_inputs and len(self.work.items) <= self.plan.slots:
             active = self.step.active_channels()
-            return self.c == active[(self.p + piece) % len(active)]
+            return self.c == active[self.p % len(active)]
         return self.tile == self.input_leader
 
     def _load_some(self, number: int, op: Op | None, ahead: int) -> None:
