@@ -34,13 +34,20 @@ class GenerationError(Exception):
 
 @dataclass
 class Design:
-    """Generated Verilog: ``files`` by name, ``counters`` of each module, ``children`` by module."""
+    """Generated Verilog: ``files`` by name, ``counters`` of each module, ``children`` by module.
+
+    Of the top module also ``connections``, what each port of each instance of a macro is connected
+    to (a net or a constant, as RTLIL writes it), and ``logic_nets``, the nets that anything else
+    touches: ports and the top's own logic.
+    """
 
     top: str
     files: dict[str, str] = field(default_factory=dict)
     counters: dict[str, list[str]] = field(default_factory=dict)
     children: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     macros: list[str] = field(default_factory=list)
+    connections: dict[str, dict[str, str]] = field(default_factory=dict)
+    logic_nets: list[str] = field(default_factory=list)
 
     def counter_paths(self) -> dict[str, str]:
         """Dotted counter name to its path below the top module (also dotted)."""
@@ -92,6 +99,42 @@ def _scan(text: str, design: Design) -> None:
             design.children[module].append((match[2], match[1]))
 
 
+def _scan_top(text: str, design: Design) -> None:
+    """Record how the macros in the top module's RTLIL ``text`` are connected."""
+    text = text[text.index(f"module \\{design.top}\n"):]
+    inside: dict[str, str] | None = None
+    nets: set[str] = set()
+    aliases: list[tuple[set[str], set[str]]] = []
+
+    def names(expression: str) -> set[str]:
+        return set(re.findall(r"(?:(?<=\\)|(?=\$))(\S+)", expression))
+
+    for line in text.splitlines():
+        if match := re.match(r"  cell (\S+) \\?(\S+)", line):
+            macro = match[1].removeprefix("\\")
+            inside = design.connections.setdefault(match[2], {}) if macro in design.macros else None
+        elif line == "  end":
+            inside = None
+        elif match := re.match(r"  wire .*\b(?:input|output) .*\\(\S+)$", line):
+            nets.add(match[1])
+        elif match := re.match(r"connect (\{.*?\}|\S+) (.*)", line):
+            aliases.append((names(match[1]), names(match[2])))
+        elif match := re.match(r"    connect \\(\S+) (.*)", line):
+            if inside is not None:
+                inside[match[1]] = match[2].removeprefix("\\")
+            else:
+                nets |= names(match[2])
+        elif line.startswith("    "):
+            nets |= names(line)
+    before = -1
+    while len(nets) != before:
+        before = len(nets)
+        for left, right in aliases:
+            if left & nets:
+                nets |= right
+    design.logic_nets = sorted(nets)
+
+
 def _wake_constants(text: str) -> str:
     """Let `always @*` processes that only assign a constant run at time 0.
 
@@ -114,6 +157,16 @@ def _wake_constants(text: str) -> str:
     return re.sub(r"^module .*?^endmodule", wake, text, flags=re.M | re.S)
 
 
+def _yosys(commands: list[str], folder: str) -> None:
+    """Run Yosys passes in ``folder``, in a process of their own: an error there ends the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _YOSYS, *commands],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )
+    if done.returncode:
+        raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
+
+
 def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
     """RTLIL texts to Verilog texts, one Yosys process for all."""
     with tempfile.TemporaryDirectory() as folder:
@@ -124,18 +177,38 @@ def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
             if not assertions:
                 commands += ["chformal -remove", "delete t:$print"]
             commands += [f"write_verilog -norename -noattr {name}.v", "design -reset"]
-        done = subprocess.run(
-            [sys.executable, "-c", _YOSYS, *commands],
-            cwd=folder, capture_output=True, text=True, check=False,
-        )
-        if done.returncode:
-            raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
+        _yosys(commands, folder)
         return {
             f"{name}.v": _wake_constants(
                 Path(folder, f"{name}.v").read_text().split("*/\n", 1)[1].lstrip()
             )
             for name in texts
         }
+
+
+def feedthrough(design: Design, macro: str) -> list[str]:
+    """Outputs of ``macro`` that depend combinationally on one of its inputs.
+
+    A chip's macros have none: their borders are registers, which a floor plan needs and
+    `sim.lockstep` relies on. Plain Verilog sources count as combinational from end to end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        commands = []
+        for name, text in design.files.items():
+            module = name.removesuffix(".v")
+            if module == macro:
+                commands += [f"read_verilog {name}"]
+            elif module not in design.macros and module != design.top:
+                text = re.sub(r"\);.*", ");\nendmodule\n", text, count=1, flags=re.S)
+                commands += [f"read_verilog -lib {name}"]
+            else:
+                continue
+            Path(folder, name).write_text(text)
+        commands += [f"hierarchy -top {macro}", "proc", "flatten", "opt_clean",
+                     "tee -q -o found select -list i:* %coe* o:* %i"]
+        _yosys(commands, folder)
+        return sorted(line.split("/", 1)[1]
+                      for line in Path(folder, "found").read_text().splitlines() if "/" in line)
 
 
 def generate(component: wiring.Component, name: str, *, assertions: bool = False) -> Design:
@@ -156,6 +229,7 @@ def generate(component: wiring.Component, name: str, *, assertions: bool = False
     design = Design(top=name, macros=[key for key in texts if key != name])
     for text in texts.values():
         _scan(text, design)
+    _scan_top(texts[name], design)
     design.files = _to_verilog(texts, assertions)
     design.files |= {f"{key}.v": source for key, source in library.sources.items()}
     return design

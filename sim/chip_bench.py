@@ -21,10 +21,22 @@ RESET_CYCLES = 4
 
 
 def _read(dut, path: str) -> int:
+    """The value at a dotted path; a part may end in an index: ``tile_0_0.counters[3]``."""
     handle = dut
     for part in path.split("."):
-        handle = getattr(handle, part)
+        name, _, index = part.partition("[")
+        handle = getattr(handle, name)
+        if index:
+            handle = handle[int(index.removesuffix("]"))]
     return int(handle.value)
+
+
+async def _counters(dut, paths: dict[str, str]) -> dict[str, int]:
+    """All counters; those behind a shell of `sim.lockstep` are sampled first."""
+    for instance in {path.split(".")[0] for path in paths.values() if "[" in path}:
+        getattr(dut, instance).sample.value = 1
+    await Timer(1, unit="step")
+    return {name: _read(dut, path) for name, path in paths.items()}
 
 
 @cocotb.test
@@ -55,7 +67,7 @@ async def workload(dut):
         "run_seconds": time.perf_counter() - wall,
     }
     await ClockCycles(dut.clk, 2)
-    result["counters"] = {name: _read(dut, path) for name, path in job["counters"].items()}
+    result["counters"] = await _counters(dut, job["counters"])
     result["status"] = str(dut.status.value)
     result["error_tiles"] = str(dut.error_tiles.value)
     result["error_channels"] = str(dut.error_channels.value)

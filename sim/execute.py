@@ -99,7 +99,8 @@ def _simulate(program: Program, image: np.ndarray, options: Options, progress: P
     design = design_of(config)
     progress(f"building with {options.simulator} (cached by content)")
     begin = time.perf_counter()
-    folder = runner.build(design, options.simulator, waves=options.waves.format if options.waves else "")
+    wave_format = options.waves.format if options.waves else ""
+    folder = runner.build(design, options.simulator, waves=wave_format)
     build_seconds = time.perf_counter() - begin
     workdir = Path(options.keep) if options.keep else Path(tempfile.mkdtemp(prefix="headrace-"))
     workdir.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def _simulate(program: Program, image: np.ndarray, options: Options, progress: P
             "depth": config.prefetch.depth,
             "threshold": config.prefetch.threshold,
             "cycle_limit": options.cycle_limit or program.cycle_limit,
-            "counters": design.counter_paths(),
+            "counters": runner.counter_paths(design, options.simulator, wave_format),
             "result": str(workdir / "result.json"),
         }
         (workdir / "job.json").write_text(json.dumps(job))

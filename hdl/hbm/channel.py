@@ -37,7 +37,7 @@ class HbmChannel(wiring.Component):
     channel: Number of the pseudo-channel: names its image and dump files.
     request: Reads. ``write``: ``Kind.WRITE`` flits. ``down``: Words and acknowledgements.
     dump: A rising edge writes the array to its file; only when ``idle``.
-    idle: Nothing is queued, assembled or on its way.
+    idle: Nothing was queued, assembled or on its way in the cycle before.
     error: Sticky: an illegal DRAM command was given; ``rule`` says which.
 
     Raises
@@ -99,8 +99,8 @@ class HbmChannel(wiring.Component):
             checker.column.eq(phy.column),
             self.error.eq(checker.error),
             self.rule.eq(checker.rule),
-            self.idle.eq(requests.idle & assembler.idle & controller.idle),
         ]
+        m.d.sync += self.idle.eq(requests.idle & assembler.idle & controller.idle)
         if self._debug:
             m.d.comb += [self.row.eq(phy.row), self.column.eq(phy.column)]
         count(m, "read_words", requests.words.valid & requests.words.ready)
