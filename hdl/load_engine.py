@@ -31,6 +31,7 @@ class LoadEngine(wiring.Component):
     done: One cycle per command, in order.
     request: To the network interface.
     read: Scratchpad port for index lists.
+    busy: A command is in the engine.
     """
 
     def __init__(self, config: Config):
@@ -43,6 +44,7 @@ class LoadEngine(wiring.Component):
                 "done": Out(1),
                 "request": Out(stream.Signature(HbmRequest)),
                 "read": Out(ScratchpadRead),
+                "busy": Out(1),
             }
         )
 
@@ -86,6 +88,7 @@ class LoadEngine(wiring.Component):
             m.d.sync += [near.eq(near + words), far.eq(far + words), left.eq(left - words)]
         m.d.sync += self.done.eq(finish & end)
 
+        m.d.comb += self.busy.eq(~self.command.ready | active | self.done)
         count(m, "words", Mux(taken, words, 0))
         count(m, "refused", self.request.valid & ~self.request.ready)
         return m

@@ -112,7 +112,7 @@ class StoreEngine(wiring.Component):
     store: Words for HBM, to the network interface.
     push: Words for tiles, to the network interface.
     ack: ``words`` of this tile's HBM words are complete.
-    idle: No command is in the engine.
+    busy: A command is in the engine.
     """
 
     def __init__(self, config: Config):
@@ -127,7 +127,7 @@ class StoreEngine(wiring.Component):
                 "store": Out(stream.Signature(StoreWord)),
                 "push": Out(stream.Signature(UpFlit)),
                 "ack": In(wiring.Signature({"valid": Out(1), "words": Out(16)})),
-                "idle": Out(1),
+                "busy": Out(1),
             }
         )
 
@@ -151,7 +151,7 @@ class StoreEngine(wiring.Component):
                 & (place.nothing | Mux(place.side.to_tiles, self.push.ready, self.store.ready))
             ),
             sent.eq(reader.o.valid & reader.o.ready),
-            self.idle.eq(self.command.ready & ~reader.busy & ~held),
+            self.busy.eq(~self.command.ready | reader.busy | held | self.done),
         ]
         self._fill(m, word, place)
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out, connect
 from emu.config import Config
 from emu.isa import Queue
 from hdl.compute.engine import ComputeEngine
+from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.load_engine import LoadEngine
 from hdl.mesh.router import plane_router
@@ -78,14 +79,14 @@ class Tile(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores(waiters=QUEUES)
         m.submodules.network = network = NetworkInterface(config)
         m.submodules.sequencer = sequencer = Sequencer(config)
-        m.submodules.load = load = LoadEngine(config)
-        m.submodules.store = store = StoreEngine(config)
+        load, store, vector = LoadEngine(config), StoreEngine(config), VectorEngine(config)
         m.submodules.blocks = blocks = ParameterStore(config)
         m.submodules.compute = compute = ComputeEngine(config)
-        m.submodules.vector = vector = VectorEngine(config)
+        for name, engine in (("load", load), ("store", store), ("vector", vector)):
+            gate(m, name, engine, engine.command.valid | engine.busy, platform)
 
         self._place(m, network, sequencer, load, store, blocks)
-        self._routers(m, network)
+        self._routers(m, network, platform)
         self._memory(m, scratchpad, network, load, store, compute, vector)
         self._commands(m, sequencer, semaphores, compute, vector, load, store)
         self._blocks(m, blocks, sequencer, compute, network)
@@ -117,10 +118,10 @@ class Tile(wiring.Component):
         for part in parts:
             m.d.comb += [part.x.eq(self.x), part.y.eq(self.y)]
 
-    def _routers(self, m, network):
+    def _routers(self, m, network, platform):
         for plane in PLANES:
             router = plane_router(plane, self._config)
-            m.submodules[f"router_{plane}"] = router
+            gate(m, f"router_{plane}", router, router.busy, platform)
             m.d.comb += [router.x.eq(self.x), router.y.eq(self.y)]
             for side in SIDES:
                 connect(m, wiring.flipped(getattr(self, f"{plane}_in_{side}")),

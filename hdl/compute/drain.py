@@ -48,6 +48,7 @@ class Drain(wiring.Component):
     read, write: Scratchpad ports.
     drained: Pulse: the last row of a command was read in the cycle before; its half is free.
     done: Pulse: the last word of a command is in the scratchpad.
+    busy: A command is in the drain.
     """
 
     def __init__(self, config: Config):
@@ -61,6 +62,7 @@ class Drain(wiring.Component):
                 "write": Out(ScratchpadWrite),
                 "drained": Out(1),
                 "done": Out(1),
+                "busy": Out(1),
             }
         )
 
@@ -120,6 +122,7 @@ class Drain(wiring.Component):
             issuer.written.eq(writer.written),
             self.drained.eq(issuer.drained),
             self.done.eq(writer.done),
+            self.busy.eq(~self.command.ready | issuer.in_use | ~issuer.quiet | writer.busy),
         ]
         return m
 

@@ -6,6 +6,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
+from hdl.clock_gate import gate
 from hdl.compute.accumulators import Accumulators
 from hdl.compute.command import Command, Prepared, Preparer
 from hdl.compute.drain import Drain
@@ -72,7 +73,8 @@ class ComputeEngine(wiring.Component):
         m.submodules.feeder = feeder = ShadowFeeder()
         m.submodules.array = array = make_array(self._config.core.packed_cells)
         m.submodules.accumulators = accumulators = Accumulators(self._config)
-        m.submodules.drain = drain = Drain(self._config)
+        drain = Drain(self._config)
+        gate(m, "drain", drain, drain.command.valid | drain.busy, platform)
         m.submodules.drains = drains = Fifo(DrainCommand, 2)
         m.submodules.completions = completions = Fifo(1, COMMANDS_ENDING)
         connect(m, wiring.flipped(self.command), preparer.i)

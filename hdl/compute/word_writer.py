@@ -33,6 +33,7 @@ class WordWriter(wiring.Component):
     write: Scratchpad port.
     queued, written: A word entered the queue; left it.
     done: Pulse: a command's last word is in the scratchpad.
+    busy: A word is queued.
     """
 
     def __init__(self, lanes: int, depth: int):
@@ -43,7 +44,7 @@ class WordWriter(wiring.Component):
                 "part_valid": In(1), "part": In(8 * lanes),
                 "total_valid": In(1), "total": In(WORD_BITS), "final": In(1),
                 "write": Out(ScratchpadWrite),
-                "queued": Out(1), "written": Out(1), "done": Out(1),
+                "queued": Out(1), "written": Out(1), "done": Out(1), "busy": Out(1),
             }
         )
 
@@ -74,6 +75,7 @@ class WordWriter(wiring.Component):
             request.payload.address.eq(queue.o.payload.address),
             queue.o.ready.eq(request.ready),
             self.written.eq(request.valid & request.ready),
+            self.busy.eq(queue.o.valid | self.done),
         ]
         with m.If(self.queued):
             with m.If(self.wide & (quarter != 3)):

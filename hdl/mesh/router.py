@@ -61,6 +61,7 @@ class Router(wiring.Component):
     -------
     x, y: This router's coordinates (constant in operation).
     in_north, in_south, in_west, in_east, in_core, out_*: Streams of ``flit``.
+    busy: A flit is here or arrives.
 
     Raises
     ------
@@ -88,7 +89,7 @@ class Router(wiring.Component):
         self._outputs = SIDES + ("core",) * core_output
         super().__init__(
             {
-                "x": In(4), "y": In(4),
+                "x": In(4), "y": In(4), "busy": Out(1),
                 **{f"in_{name}": In(stream.Signature(flit)) for name in self._inputs},
                 **{f"out_{name}": Out(stream.Signature(flit)) for name in self._outputs},
             }
@@ -137,6 +138,7 @@ class Router(wiring.Component):
         remaining = reduce(or_, (want & ~leave for want, leave in zip(wants, leaves, strict=True)))
         valids = Cat(getattr(self, f"in_{name}").valid for name in self._inputs)
         m.d.comb += [
+            self.busy.eq(Cat(valids, queues.valid).any()),
             queues.push.eq(valids & queues.ready),
             queues.pop.eq(queues.valid & ~remaining),
         ]

@@ -55,6 +55,7 @@ class VectorEngine(wiring.Component):
     command: Commands; ready when idle.
     done: Pulse: the command's last word is in the scratchpad.
     read, write: Scratchpad ports.
+    busy: A command is in the engine.
     error: Sticky: a command named an operation that is not built; it did nothing.
     """
 
@@ -66,7 +67,7 @@ class VectorEngine(wiring.Component):
                 "done": Out(1),
                 "read": Out(ScratchpadRead),
                 "write": Out(ScratchpadWrite),
-                "error": Out(1),
+                "error": Out(1), "busy": Out(1),
             }
         )
 
@@ -122,6 +123,7 @@ class VectorEngine(wiring.Component):
         operand, part, issue = self._parts(m, collector, writer)
         self._lanes(m, command, operand, part, issue, loader, writer)
         self._place(m, command, begin, writer)
+        m.d.comb += self.busy.eq(~idle | refused)
         count(m, "busy", ~idle)
         return m
 
