@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import BLOCK_WORDS, Config
 from emu.isa import Opcode
+from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.fifo import Fifo
 from hdl.packets import COMMANDS, SPAD_BITS, HbmRequest, Header
@@ -32,7 +33,7 @@ ReleaseOp = data.StructLayout({"frame": 6, "x": 4, "y": 4})
 """This tile has released ``frame``, for leader (x, y)."""
 
 
-class ParameterStore(wiring.Component):
+class BlockTable(wiring.Component):
     """Blocks of up to 64 frames by (layer, block): lookups, releases, fetches.
 
     A lookup of a resident block is ready two cycles after it is presented, at most one in three
@@ -57,22 +58,26 @@ class ParameterStore(wiring.Component):
     x, y: This tile.
     layer_command: LAYER, FRAMES, PIN and UNPIN. FRAMES waits for blocks on their way.
     lookup, release: Of the compute engine.
-    frame: FRAME words as they are written. ``released``: releases of followers.
+    begin, completed: The first word, the last word of ``block`` is written to ``frame`` now.
+    base, filling: First word of frame 0; frames with words on their way.
+    released: Releases of followers.
     release_out: This tile's releases, as a follower.
     request: Reads of blocks.
     prefetch: Policy registers.
     error: Sticky: a lookup in a layer without descriptor, a release of what is not in use, or an
         impossible number of frames.
+    busy: Something is asked of it or it changes by itself.
     """
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self):
         super().__init__(
             {
                 "x": In(4), "y": In(4),
                 "layer_command": In(stream.Signature(LayerCommand)),
                 "lookup": In(BlockLookup), "release": In(BlockRelease),
-                "frame": In(FrameArrival), "released": In(FrameRelease),
+                "begin": In(1), "completed": In(1), "frame": In(6), "block": In(12),
+                "base": Out(SPAD_BITS), "filling": Out(FRAMES), "busy": Out(1),
+                "released": In(FrameRelease),
                 "release_out": Out(stream.Signature(ReleaseOp)),
                 "request": Out(stream.Signature(HbmRequest)),
                 "prefetch": In(PrefetchControl),
@@ -84,26 +89,24 @@ class ParameterStore(wiring.Component):
         m = Module()
         m.submodules.frames = frames = FrameTable()
         m.submodules.layers = layers = LayerTable()
-        m.submodules.arrivals = arrivals = ArrivalCounter()
         m.submodules.unit = unit = PrefetchUnit()
         m.submodules.reader = reader = BlockReader()
         m.submodules.releases = releases = Fifo(BlockRef, RELEASES)
         m.submodules.messages = messages = Fifo(ReleaseOp, FRAMES)
-        base, number = Signal(SPAD_BITS), Signal(7)
+        base, number = self.base, Signal(7)
 
         connect(m, unit.block, reader.i)
         connect(m, reader.request, wiring.flipped(self.request))
         connect(m, messages.o, wiring.flipped(self.release_out))
         connect(m, wiring.flipped(self.prefetch), unit.prefetch)
-        connect(m, wiring.flipped(self.frame), arrivals.arrival)
         for part in (unit, reader):
             m.d.comb += [part.x.eq(self.x), part.y.eq(self.y)]
         m.d.comb += [
-            arrivals.base.eq(base), arrivals.filling.eq(frames.filling),
+            self.filling.eq(frames.filling),
             unit.base.eq(base), unit.frames.eq(number),
-            frames.completed.eq(arrivals.completed), frames.completed_frame.eq(arrivals.frame),
+            frames.completed.eq(self.completed), frames.completed_frame.eq(self.frame),
             frames.paid.eq(self.released.valid), frames.paid_frame.eq(self.released.frame),
-            unit.hold.eq(arrivals.begin | frames.touch | self.released.valid),
+            unit.hold.eq(self.begin | frames.touch | self.released.valid),
             layers.read.eq(unit.read), layers.layer.eq(unit.layer),
             unit.descriptor.eq(layers.o),
             unit.layer_pinned.eq(layers.layer_pinned),
@@ -113,14 +116,14 @@ class ParameterStore(wiring.Component):
             unit.fetch_known.eq(frames.fetch_known),
             frames.victim.eq(unit.victim), unit.victim_free.eq(frames.victim_free),
             unit.victim_spare.eq(frames.victim_spare), unit.victim_wasted.eq(frames.victim_wasted),
-            frames.begin.eq(arrivals.begin | unit.fill),
+            frames.begin.eq(self.begin | unit.fill),
             frames.residence.eq(unit.residence),
         ]
-        with m.If(arrivals.begin):  # a follower's: its leader keeps the account
+        with m.If(self.begin):  # a follower's: its leader keeps the account
             m.d.comb += [
                 frames.residence.as_value().eq(0),
-                frames.residence.frame.eq(arrivals.frame),
-                frames.residence.block.eq(self.frame.block),
+                frames.residence.frame.eq(self.frame),
+                frames.residence.block.eq(self.block),
                 frames.residence.shared.eq(1),
             ]
         errors = [
@@ -131,6 +134,11 @@ class ParameterStore(wiring.Component):
         with m.If(sum(errors[1:], errors[0]) != 0):
             m.d.sync += self.error.eq(1)
         self._fetch_counters(m, frames, unit)
+        m.d.comb += self.busy.eq(
+            self.layer_command.valid | self.lookup.request.valid | self.release.valid
+            | self.begin | self.completed | self.released.valid | self.request.valid
+            | releases.o.valid | messages.o.valid | frames.busy | unit.busy
+        )
         return m
 
     def _commands(self, m, frames, layers, unit, reader, releases, messages, base, number):
@@ -282,3 +290,40 @@ class ParameterStore(wiring.Component):
         count(m, "useless", wasted | frames.wasted)
         words = (tiles + 1) * unit.block.payload.tile_words
         count(m, "fetched_words", Mux(unit.fill, words, 0))
+
+
+class ParameterStore(wiring.Component):
+    """A `BlockTable`, awake when something is asked of it, and the counter of arriving words.
+
+    Members
+    -------
+    frame: FRAME words as they are written. All others are those of `BlockTable`.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        table = BlockTable()
+        table._MustUse__silence = True  # made for its signature only
+        inner = ("begin", "completed", "frame", "block", "base", "filling", "busy")
+        members = {n: k for n, k in table.signature.members.items() if n not in inner}
+        super().__init__({**members, "frame": In(FrameArrival)})
+
+    def elaborate(self, platform):
+        m = Module()
+        table = BlockTable()
+        gate(m, "table", table, table.busy, platform)
+        m.submodules.arrivals = arrivals = ArrivalCounter()
+        connect(m, wiring.flipped(self.frame), arrivals.arrival)
+        for name in self.signature.members:
+            if name in ("x", "y"):
+                m.d.comb += getattr(table, name).eq(getattr(self, name))
+            elif name == "error":
+                m.d.comb += self.error.eq(table.error)
+            elif name != "frame":
+                connect(m, wiring.flipped(getattr(self, name)), getattr(table, name))
+        m.d.comb += [
+            arrivals.base.eq(table.base), arrivals.filling.eq(table.filling),
+            table.begin.eq(arrivals.begin), table.completed.eq(arrivals.completed),
+            table.frame.eq(arrivals.frame), table.block.eq(self.frame.block),
+        ]
+        return m

@@ -85,11 +85,12 @@ class Tile(wiring.Component):
         for name, engine in (("load", load), ("store", store), ("vector", vector)):
             gate(m, name, engine, engine.command.valid | engine.busy, platform)
 
-        self._place(m, network, sequencer, load, store, blocks)
-        self._routers(m, network, platform)
+        border = self._border(m)
+        self._place(m, border, network, sequencer, load, store, blocks)
+        self._routers(m, border, network, platform)
         self._memory(m, scratchpad, network, load, store, compute, vector)
         self._commands(m, sequencer, semaphores, compute, vector, load, store)
-        self._blocks(m, blocks, sequencer, compute, network)
+        self._blocks(m, border, blocks, sequencer, compute, network)
 
         connect(m, sequencer.request, network.request_fetch)
         connect(m, load.request, network.request_load)
@@ -102,27 +103,39 @@ class Tile(wiring.Component):
             semaphores.arrive.sem.eq(network.arrive.sem),
             store.ack.valid.eq(network.ack.valid),
             store.ack.words.eq(network.ack.words),
-            sequencer.index.eq(self.index),
-            sequencer.start.eq(self.start),
+            sequencer.index.eq(border["index"]),
+            sequencer.start.eq(border["start"]),
             self.done.eq(sequencer.done),
         ]
         parts = (scratchpad, semaphores, sequencer, blocks, vector)
         m.d.sync += self.error.eq(self.error | Cat(part.error for part in parts).any())
         m.d.comb += self.status.eq(sequencer.busy | self.done << 6 | self.error << 7)
         running = Signal()
-        m.d.comb += running.eq(self.start & ~self.done)
+        m.d.comb += running.eq(border["start"] & ~self.done)
         count(m, "cycles_running", running)
         return m
 
-    def _place(self, m, *parts):
-        for part in parts:
-            m.d.comb += [part.x.eq(self.x), part.y.eq(self.y)]
+    def _border(self, m):
+        """Chip-wide inputs behind a register: only mesh links reach logic in the same cycle."""
+        kept = {}
+        for name in ("x", "y", "index", "start"):
+            port = getattr(self, name)
+            kept[name] = Signal(port.shape(), name=f"own_{name}", reset_less=name != "start")
+            m.d.sync += kept[name].eq(port)
+        for name, member in PrefetchControl.members.items():
+            kept[name] = Signal(member.shape, name=f"own_{name}")
+            m.d.sync += kept[name].eq(getattr(self.prefetch, name))
+        return kept
 
-    def _routers(self, m, network, platform):
+    def _place(self, m, border, *parts):
+        for part in parts:
+            m.d.comb += [part.x.eq(border["x"]), part.y.eq(border["y"])]
+
+    def _routers(self, m, border, network, platform):
         for plane in PLANES:
             router = plane_router(plane, self._config)
             gate(m, f"router_{plane}", router, router.busy, platform)
-            m.d.comb += [router.x.eq(self.x), router.y.eq(self.y)]
+            m.d.comb += [router.x.eq(border["x"]), router.y.eq(border["y"])]
             for side in SIDES:
                 connect(m, wiring.flipped(getattr(self, f"{plane}_in_{side}")),
                         getattr(router, f"in_{side}"))
@@ -151,7 +164,7 @@ class Tile(wiring.Component):
             m.d.comb += getattr(sequencer, f"done_{queue}").eq(engine.done)
         connect(m, sequencer.signal, semaphores.signal)
 
-    def _blocks(self, m, blocks, sequencer, compute, network):
+    def _blocks(self, m, border, blocks, sequencer, compute, network):
         connect(m, sequencer.layer_command, blocks.layer_command)
         connect(m, compute.lookup, blocks.lookup)
         connect(m, compute.release, blocks.release)
@@ -159,4 +172,7 @@ class Tile(wiring.Component):
         connect(m, network.released, blocks.released)
         connect(m, blocks.release_out, network.release)
         connect(m, blocks.request, network.request_blocks)
-        connect(m, wiring.flipped(self.prefetch), blocks.prefetch)
+        m.d.comb += [
+            getattr(blocks.prefetch, name).eq(border[name])
+            for name in PrefetchControl.members
+        ]

@@ -123,9 +123,9 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
     check_conservation(counters, moved, program.compulsory_bytes, config.mesh.tiles)
     peak = config.hbm.channels * WORD_BYTES * cycles
     macs = config.mesh.tiles * config.core.macs * cycles
-    prefetched = counters.total(r"blocks\.prefetched_blocks")
-    used = counters.total(r"blocks\.used_prefetched")
-    useful = counters.total(r"blocks\.useful")
+    prefetched = counters.total(r"blocks\.table\.prefetched_blocks")
+    used = counters.total(r"blocks\.table\.used_prefetched")
+    useful = counters.total(r"blocks\.table\.useful")
     roofline = {name: int(value) for name, value in program.roofline.items()}
     seconds = max(simulated["run_seconds"], 1e-9)
     return {

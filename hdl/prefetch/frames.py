@@ -72,7 +72,7 @@ class FrameTable(wiring.Component):
                 "fetch_known": Out(1),
                 "victim": In(6), "victim_free": Out(1), "victim_spare": Out(1),
                 "victim_wasted": Out(1),
-                "filling": Out(FRAMES),
+                "filling": Out(FRAMES), "busy": Out(1),
             }
         )
 
@@ -93,6 +93,7 @@ class FrameTable(wiring.Component):
         m.d.comb += [
             self.ready.eq(sweep[-1]),
             self.filling.eq(flags["valid"] & ~flags["complete"]),
+            self.busy.eq(~self.ready | ~mark[-1]),
             writing.eq(~self.begin & ~mark[-1]),
             table_write.addr.eq(Mux(self.begin, new.block, mark)),
             table_write.data.eq(Mux(self.begin, new.frame, 0)),

@@ -54,6 +54,7 @@ class PrefetchUnit(wiring.Component):
     unused: Frames with prefetched blocks that nobody has looked up.
     hold: The frame table cannot begin a residence in this cycle.
     fill, residence, wasted: A residence begins in ``fill``'s cycle, over an unused block if wasted.
+    busy: The pointer moves, or will in the next cycle.
     block: To the reader; transferred with ``fill``.
     """
 
@@ -71,7 +72,7 @@ class PrefetchUnit(wiring.Component):
                 "victim": Out(6), "victim_free": In(1), "victim_spare": In(1),
                 "victim_wasted": In(1), "unused": In(7), "hold": In(1),
                 "fill": Out(1), "residence": Out(Residence), "wasted": Out(1),
-                "block": Out(stream.Signature(BlockRead)),
+                "block": Out(stream.Signature(BlockRead)), "busy": Out(1),
             }
         )
 
@@ -80,6 +81,7 @@ class PrefetchUnit(wiring.Component):
         m.submodules.policy = policy = PolicySelect()
         block, distance = Signal(12), Signal(DISTANCE_BITS)
         crossing, demand, usable = Signal(), Signal(), Signal()
+        arrived, leaves = Signal(), Signal()  # what ends CHECK
         turned = Signal(range(65))  # frames passed over in vain
         layer = self.descriptor
 
@@ -99,13 +101,12 @@ class PrefetchUnit(wiring.Component):
             with m.Case(State.STEP):
                 self._step(m, state, block, distance, crossing)
             with m.Case(State.CHECK):
-                absent = self.fetch_known & ~self.fetch_present & ~self.fetch_owed
-                with m.If(self.fetch_present & ~demand):
+                with m.If(arrived):
                     # Further than the frames reach, all is present: a chain that is a loop.
                     far = distance > self.frames
                     m.d.sync += state.eq(Mux(far, State.IDLE, State.STEP))
                     m.d.sync += [block.eq(block + 1), distance.eq(distance + 1)]
-                with m.Elif(absent & policy.fetch & (demand | (distance <= self.frames))):
+                with m.Elif(leaves):
                     m.d.sync += [state.eq(State.RING), turned.eq(0)]
             with m.Case(State.RING):
                 m.d.comb += self.block.valid.eq(usable & ~self.hold)
@@ -117,6 +118,12 @@ class PrefetchUnit(wiring.Component):
                     m.d.sync += self.victim.eq(Mux(last, 0, self.victim + 1))
                 with m.If(~usable & (turned != self.frames)):
                     m.d.sync += turned.eq(turned + 1)
+        absent = self.fetch_known & ~self.fetch_present & ~self.fetch_owed
+        m.d.comb += [
+            arrived.eq(self.fetch_present & ~demand),
+            leaves.eq(absent & policy.fetch & (demand | (distance <= self.frames))),
+            self.busy.eq(Mux(state == State.CHECK, arrived | leaves, state != State.IDLE)),
+        ]
         self._enter(m, state, block, distance, crossing)
         for name in ("policy", "threshold", "depth"):
             m.d.comb += getattr(policy, name).eq(getattr(self.prefetch, name))

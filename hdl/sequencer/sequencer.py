@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from emu.isa import Opcode, Queue
+from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.packets import COMMANDS, HbmRequest
 from hdl.ports import SignalOp, WaitOp
@@ -116,7 +117,7 @@ class Sequencer(wiring.Component):
             self.done.eq(dispatch.done),
             self.error.eq(dispatch.error),
         ]
-        queues = [self._queue(m, name, dispatch, merge) for name in LAYOUTS]
+        queues = [self._queue(m, name, dispatch, merge, platform) for name in LAYOUTS]
         m.d.comb += [
             dispatch.room.eq(Cat(queue.room for queue in queues)),
             dispatch.idle.eq(Cat(queue.idle for queue in queues)),
@@ -130,9 +131,9 @@ class Sequencer(wiring.Component):
         count(m, "dispatch_stalls", dispatch.stalled)
         return m
 
-    def _queue(self, m, name, dispatch, merge):
+    def _queue(self, m, name, dispatch, merge, platform):
         queue = CommandQueue(LAYOUTS[name], self._config.core.queue_depth)
-        m.submodules[f"queue_{name}"] = queue
+        gate(m, f"queue_{name}", queue, queue.push | ~queue.idle | queue.done, platform)
         wait = getattr(self, f"wait_{name}")
         connect(m, queue.wait, wiring.flipped(wait))
         connect(m, queue.command, wiring.flipped(getattr(self, f"command_{name}")))
