@@ -39,7 +39,7 @@ sim: setup  ## list the component benches, or run one: BENCH=mesh.router SIM=ica
 	@$(BIN)/python -m sim.bench_cli "$(BENCH)" --sim "$(SIM)" --seed "$(SEED)" --waves "$(WAVES)"
 
 lint: setup  ## style, types and the import contract
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 clean:  ## remove what builds and runs left here
 	@rm -rf build out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command set: field tables from which the hardware builds its layouts and the compiler its words.
+"""The command set: field tables that give the hardware its layouts and the compiler its words.
 
-A command is 128 bytes (eight words, 1024 bits), little endian, one stream per tile. The first fields
-of every command are the same (`HEADER`); the rest depends on the opcode. Twice the 64 bytes that a
-first sketch allowed, because a fused convolution with residual and table does not fit in 512 bits
-without limiting shapes; commands are under 1% of the bytes of any built-in layer.
+A command is 128 bytes (eight words, 1024 bits), little endian, one stream per tile. The first
+fields of every command are the same (`HEADER`); the rest depends on the opcode. Twice the 64 bytes
+that a first sketch allowed, because a fused convolution with residual and table does not fit
+in 512 bits without limiting shapes; commands are under 1% of the bytes of any built-in layer.
 
-Every field is unsigned unless its width is negative: then it is two's complement of ``-width`` bits.
+Every field is unsigned unless its width is negative: then it is two's complement of ``-width``
+bits.
 """
 
 from enum import IntEnum
@@ -68,7 +69,11 @@ RECT_BITS = sum(width for _, width in RECT)
 HEADER: Fields = (
     ("opcode", 4),
     # Block until semaphore >= count, then subtract count; count 0 = no wait.
-    *((f"wait{i}_{name}", width) for i in range(WAITS) for name, width in (("sem", 5), ("count", 16))),
+    *(
+        (f"wait{i}_{name}", width)
+        for i in range(WAITS)
+        for name, width in (("sem", 5), ("count", 16))
+    ),
     # When the command is complete: +1 on the semaphore in every tile of the rectangle.
     *(
         (f"signal{i}_{name}", width)
@@ -89,7 +94,7 @@ class WeightMode(IntEnum):
     COLUMN = 1
     """Word i holds lane i of all 16 cells."""
     DIAGONAL = 2
-    """One word: byte j goes to lane j of cell j, every other weight is the zero point (depthwise)."""
+    """One word: byte j goes to lane j of cell j, all else is the zero point (depthwise)."""
     INT4 = 3
     """Eight words: word j holds cells 2j (low nibbles' 8 bytes) and 2j+1, signed 4-bit."""
 
@@ -110,7 +115,7 @@ COMPUTE: Fields = (
     # Weights, in the order: output group, input group, ky, kx.
     ("w_resident", 1),               # 1: at scratchpad w_base; 0: blocks of the parameter store
     ("w_layer", 6), ("w_tile", 16),  # layer descriptor and first tile's number in that layer
-    ("w_base", 16), ("w_group_stride", 16), ("w_tile_stride", 16),  # words; per output group, per tile
+    ("w_base", 16), ("w_group_stride", 16), ("w_tile_stride", 16),  # words; a group, a tile
     ("w_mode", 3),
     ("w_keep", 1),                   # 1: blocks are looked up but not released after use
     ("out_groups", 10),              # 16-channel output groups, >= 1
@@ -118,7 +123,7 @@ COMPUTE: Fields = (
     ("a_signed", 1), ("a_zero", -9),
     ("w_signed", 1), ("w_zero", -9),
     ("first", 1),                    # overwrite the accumulators in the first pass of each group
-    ("last", 1),                     # drain after the last pass (needs out_groups = 1 if either is 0)
+    ("last", 1),                     # drain after the last pass (if either is 0: out_groups = 1)
     # Drain: pixel p of group g goes to word out + g*out_group + p*out_step (x4 words if int32).
     ("out", 16), ("out_group", 16), ("out_step", 16),
     ("out_int32", 1),                # raw accumulator + bias, four words a pixel, no requantisation
@@ -140,10 +145,11 @@ MOVE: Fields = (
     ("run", 20), ("count0", 16), ("count1", 16), ("count2", 16),
     ("s_stride0", -17), ("s_stride1", -17), ("s_stride2", -17),
     ("f_stride0", -29), ("f_stride1", -29), ("f_stride2", -29),
-    ("rect", RECT_BITS),             # LOAD: receivers (this tile is one). STORE: receivers if to_tiles.
+    ("rect", RECT_BITS),             # receivers. LOAD: this tile is one. STORE: if to_tiles.
     ("to_tiles", 1),                 # STORE: 1 = to scratchpads of rect over `up`, 0 = to HBM
     ("sem_valid", 1), ("sem", 5),    # every arriving word adds 1 to this semaphore (not HBM stores)
-    ("gather", 1), ("gather_base", 16),  # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
+    # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
+    ("gather", 1), ("gather_base", 16),
 )
 
 
@@ -190,12 +196,12 @@ LAYER: Fields = (
     ("layer", 6),
     ("first_block", 12), ("blocks", 12),   # local block numbers first .. first + blocks - 1
     ("last_tiles", 4),                     # weight tiles of the last block, minus 1
-    ("tile_words", 5),                     # words per weight tile: 16 row/column, 8 int4, 1 diagonal
+    ("tile_words", 5),                     # words a weight tile: 16 row/column, 8 int4, 1 diagonal
     ("hbm", 28), ("stride", 28),           # block i at global word hbm + i*stride
-    ("child_valid", 1), ("child", 6), ("frequency", 8),  # frequency: how often this layer is entered
+    ("child_valid", 1), ("child", 6), ("frequency", 8),  # how often this layer is entered
     ("rect", RECT_BITS), ("members", 9),   # tiles that share the frames
     ("leader_x", 4), ("leader_y", 4),      # the member that fetches; the others send it releases
-    ("start", 1),                          # the program enters this layer next: may be prefetched now
+    ("start", 1),                          # the program enters this layer next: prefetch allowed
 )
 
 FRAMES: Fields = (("base", 16), ("count", 7))

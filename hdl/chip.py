@@ -25,7 +25,8 @@ class Chip(wiring.Component):
     Members
     -------
     start: Let every tile fetch its commands (level; raise it after reset).
-    done: Every tile is done and every channel has written what it acknowledged. ``error``: some tile or channel met an impossible condition.
+    done: Every tile is done and every channel has written what it acknowledged.
+    error: Some tile or channel met an impossible condition.
     done_tiles, error_tiles: One bit per tile, index y*cols + x.
     error_channels: One bit per pseudo-channel.
     prefetch: Policy registers of all prefetch units.

@@ -11,8 +11,9 @@ from amaranth.utils import ceil_log2
 class Fifo(wiring.Component):
     """Queue of ``depth`` items; order kept, nothing lost.
 
-    Latency: one cycle from ``i`` to ``o``. Throughput: one item a cycle for ``depth`` >= 2. ``ready``
-    depends on the level alone, never on ``o.ready``: chains of queues have no combinational path.
+    Latency: one cycle from ``i`` to ``o``. Throughput: one item a cycle for ``depth`` >= 2.
+    ``ready`` depends on the level alone, never on ``o.ready``: chains of queues have no
+    combinational path.
 
     Parameters
     ----------

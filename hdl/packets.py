@@ -48,7 +48,7 @@ class Kind(enum.Enum, shape=3):
     COMMAND = 1
     """Command word for buffer slot ``address``. `down` only."""
     FRAME = 2
-    """Write ``data`` at scratchpad ``address``: a word of parameter block ``block``. `down` only."""
+    """Write ``data`` at scratchpad ``address``: a word of parameter ``block``. `down` only."""
     ACK = 3
     """``address`` words of this tile's stores are complete in HBM. `down` only."""
     SIGNAL = 4
@@ -86,7 +86,7 @@ ReqFlit = data.StructLayout({"address": 25, "last": 4, "reply": Reply, "dest": D
 """`req`, X first: a read of ``last + 1`` words from channel word ``address``."""
 
 DownFlit = data.StructLayout({"data": WORD_BITS, "reply": Reply, "dest": Dest})
-"""`down`, Y first: a word from memory to the tiles of ``dest`` (``reply.address`` is this word's)."""
+"""`down`, Y first: a word from memory to the tiles of ``dest``; ``reply.address`` is its own."""
 
 UpFlit = data.StructLayout(
     {

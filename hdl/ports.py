@@ -23,8 +23,8 @@ Arrival = wiring.Signature({"valid": Out(1), "sem": Out(5)})
 """One increment; never refused."""
 
 BlockRef = data.StructLayout({"layer": 6, "block": 12, "last": 1})
-"""Block ``block`` (0 is the layer's first) of layer descriptor ``layer``. ``last`` (lookups only): a
-release of this use follows (not ``w_keep``), so that the next lookup of the block is a new use."""
+"""Block ``block`` (0 is the layer's first) of layer descriptor ``layer``. ``last`` (lookups only):
+a release of this use follows (not ``w_keep``): the next lookup of the block is a new use."""
 
 BlockLookup = wiring.Signature(
     {"request": Out(stream.Signature(BlockRef)), "address": In(SPAD_BITS)}

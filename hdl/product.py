@@ -18,7 +18,7 @@ from hdl.verilog import Design, generate
 TESTBENCH_WORKLOAD = "tiny.conv3x3"
 FILE_LIST = "files.f"
 
-_TESTBENCH = """// Streams {workload} through the chip and compares its memory with what it must hold.
+_TESTBENCH = """// Streams {workload} through the chip and checks what its memory holds then.
 `timescale 1ns/1ps
 module tb;
   reg clk = 0, rst = 1, start = 0, dump = 0;

@@ -7,8 +7,8 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from emu.isa import Queue
-from hdl.compute.engine import ComputeEngine
 from hdl.clock_gate import gate
+from hdl.compute.engine import ComputeEngine
 from hdl.counter import count
 from hdl.load_engine import LoadEngine
 from hdl.mesh.router import plane_router

@@ -158,7 +158,7 @@ def _wake_constants(text: str) -> str:
 
 
 def _yosys(commands: list[str], folder: str) -> None:
-    """Run Yosys passes in ``folder``, in a process of their own: an error there ends the process."""
+    """Run Yosys passes in ``folder``, in a process of their own: an error there ends it."""
     done = subprocess.run(
         [sys.executable, "-c", _YOSYS, *commands],
         cwd=folder, capture_output=True, text=True, check=False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make bench``: every figure this project claims, measured here and now; JSON beside the table."""
+"""``make bench``: every figure this project claims, measured here and now; JSON beside it."""
 
 import json
 import platform

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``make run`` shows: three real layers, then what prefetch and multicast do to one of them."""
+"""What ``make run`` shows: three real layers, then what prefetch and multicast do to one."""
 
 import sys
 import time
@@ -29,7 +29,8 @@ def main() -> int:
             for table in run_tables(result):
                 console.print(table)
         console.print(summary_table("three layers on the base chip, next_layer prefetch", rows))
-        policies = compare(POLICY_LAYER, {"prefetch.policy": list(POLICIES)}, progress=status.update)
+        policies = compare(POLICY_LAYER, {"prefetch.policy": list(POLICIES)},
+                           progress=status.update)
         console.print(compare_table(policies))
         multicast = compare(
             MULTICAST_LAYER, {"mesh.multicast": ("false", "true")}, progress=status.update

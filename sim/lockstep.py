@@ -200,7 +200,7 @@ def shell(design: Design, macro: str, shared: list[Port]) -> str:
         f'  initial begin {SAMPLE} = 0; handle = {macro}_make($sformatf("%m")); end',
         "  always @(posedge clk) begin",
         f"    {macro}_step(handle, {actual});",
-        *(f"    \\{p.name} <= next{i};" if p.wide else f"    \\{p.name} <= next{i}[{p.width - 1}:0];"
+        *(f"    \\{p.name} <= next{i}{'' if p.wide else f'[{p.width - 1}:0]'};"
           for i, p in enumerate(shared) if p.output),
         "  end",
         f"  always @(negedge clk) {macro}_exchange(handle);",

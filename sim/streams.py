@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from amaranth.hdl import Const
-from amaranth.lib import data, stream
+from amaranth.lib import data
 from cocotb.triggers import ReadOnly, RisingEdge
 
 

@@ -66,7 +66,8 @@ def verilator_main(folder: Path) -> Path:
             "        if (tfp) {\n            tfp->dump(main_time);",
             '        static const char *t0 = std::getenv("HEADRACE_WAVE_START");\n'
             '        static const char *t1 = std::getenv("HEADRACE_WAVE_END");\n'
-            "        static const vluint64_t wave_start = t0 ? std::strtoull(t0, nullptr, 10) : 0;\n"
+            "        static const vluint64_t wave_start =\n"
+            "            t0 ? std::strtoull(t0, nullptr, 10) : 0;\n"
             "        static const vluint64_t wave_end =\n"
             "            t1 ? std::strtoull(t1, nullptr, 10) : ~0ULL;\n"
             "        if (tfp && main_time >= wave_start && main_time <= wave_end) {\n"

@@ -4,6 +4,8 @@
 Runs before anything is installed, so it uses the standard library alone.
 """
 
+from __future__ import annotations  # an older Python must get as far as the message
+
 import ctypes.util
 import importlib.util
 import shutil
@@ -18,15 +20,15 @@ def has_shared_library() -> bool:
     folder = sysconfig.get_config_var("LIBDIR") or "/usr/lib"
     arch = sysconfig.get_config_var("MULTIARCH") or ""
     for name in names:
-        if name and (".so" in name or ".dylib" in name):
-            if any(Path(place, name).exists() for place in (folder, Path(folder, arch))):
-                return True
+        shared = name and (".so" in name or ".dylib" in name)
+        if shared and any(Path(place, name).exists() for place in (folder, Path(folder, arch))):
+            return True
     return ctypes.util.find_library("python{}.{}".format(*sys.version_info)) is not None
 
 
 def missing() -> str | None:
     """What to install first, or None."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs on whatever Python is there)
         return f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: install python3"
     if not importlib.util.find_spec("venv") or not importlib.util.find_spec("ensurepip"):
         return "Python's venv module is missing: install python3-venv"

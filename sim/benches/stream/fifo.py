@@ -9,7 +9,11 @@ from cocotb.triggers import ClockCycles, with_timeout
 from hdl.fifo import Fifo
 from sim.streams import Sink, Source
 
-VARIANTS = {"depth1": lambda: Fifo(16, 1), "depth4": lambda: Fifo(16, 4), "depth5": lambda: Fifo(16, 5)}
+VARIANTS = {
+    "depth1": lambda: Fifo(16, 1),
+    "depth4": lambda: Fifo(16, 4),
+    "depth5": lambda: Fifo(16, 5),
+}
 
 
 async def reset(dut):
