@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emu.errors import UserError
@@ -26,6 +28,10 @@ BLOCK_WORDS = TILE_WORDS * BLOCK_TILES
 """Words of a full parameter block, of its frame, and of a storage page (4 KiB)."""
 SEMAPHORES = 32
 """Counting semaphores of a tile, 16 bits each."""
+DIRECT_BIT = 27
+"""Address bit that says: a word of one pseudo-channel, not of the interleaved space."""
+STRIPED_BIT = 26
+"""With `DIRECT_BIT`: a word of one stripe of the pseudo-channel, see `direct_address`."""
 LAYERS = 64
 """Layer descriptors of a tile's parameter store."""
 BLOCKS = 4096
@@ -178,6 +184,16 @@ class Config(Section):
         return self.hbm.channels * self.hbm.words
 
     @property
+    def has_direct(self) -> bool:
+        """Whether addresses leave room for `DIRECT_BIT` and `STRIPED_BIT`."""
+        return self.hbm_words <= 1 << STRIPED_BIT
+
+    @property
+    def stripe_bits(self) -> int:
+        """log2 of the stripes of a pseudo-channel: one for each tile that it is nearest to."""
+        return (-(-self.mesh.tiles // self.hbm.channels) - 1).bit_length()
+
+    @property
     def channel_ports(self) -> tuple[tuple[int, int, str], ...]:
         """``(x, y, edge)`` of every pseudo-channel; ``edge`` is ``"N"`` or ``"S"``.
 
@@ -215,6 +231,40 @@ def channel_of(config: Config, address: int) -> tuple[int, int]:
         channel ^= rest
         rest >>= bits
     return channel & (config.hbm.channels - 1), local * SEGMENT_WORDS + offset
+
+
+def direct_address(config: Config, channel: int, word: int, stripe: int | None = None) -> int:
+    """The address that names ``word`` of pseudo-channel ``channel`` itself.
+
+    The same word also has an interleaved address, which `interleaved` gives. Data that one tile
+    reads can so lie in the channel nearest to it. With ``stripe`` it is ``word`` of that stripe:
+    segments go to the channel's 2**``config.stripe_bits`` stripes in turn. What several tiles
+    read at one pace, a stripe each, then shares DRAM rows.
+    """
+    address = 1 << DIRECT_BIT | channel * config.hbm.words | word
+    if stripe is None:
+        return address
+    return 1 << STRIPED_BIT | address + stripe * (config.hbm.words >> config.stripe_bits)
+
+
+def interleaved(config: Config, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Global addresses (the index into an image) of ``addresses``, direct ones translated."""
+    addresses = np.asarray(addresses, np.int64)
+    if not config.has_direct or not (addresses >> DIRECT_BIT & 1).any():
+        return addresses
+    bits = config.hbm.channels.bit_length() - 1
+    channel, word = np.divmod(addresses & (1 << STRIPED_BIT) - 1, config.hbm.words)
+    stripe, inside = np.divmod(word, config.hbm.words >> config.stripe_bits)
+    segment, offset = np.divmod(inside, SEGMENT_WORDS)
+    striped = (segment << config.stripe_bits | stripe) * SEGMENT_WORDS + offset
+    word = np.where(addresses >> STRIPED_BIT & 1, striped, word)
+    row, offset = np.divmod(word, SEGMENT_WORDS)
+    fold, rest = channel, row
+    while bits and rest.any():
+        fold, rest = fold ^ rest, rest >> bits
+    place = fold & (config.hbm.channels - 1)
+    found = (row << bits | place) * SEGMENT_WORDS + offset
+    return np.where(addresses >> DIRECT_BIT & 1, found, addresses)
 
 
 def _problem(error: ValidationError, where: str) -> UserError:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.compute_model import sums, weight_addresses, weight_matrices, window_addresses
-from emu.config import BLOCK_TILES, BLOCK_WORDS, WORD_BYTES, Config
+from emu.config import BLOCK_TILES, BLOCK_WORDS, WORD_BYTES, Config, interleaved
 from emu.isa import (
     COMMAND_BYTES,
     COMMAND_WORDS,
@@ -312,6 +312,7 @@ class Interpreter:
         if f["w_mode"] not in (WeightMode.ROW, WeightMode.COLUMN, WeightMode.DIAGONAL):
             raise ProgramError(f"{tile.name}: the interpreter has no weight mode {f['w_mode']}")
         index = weight_addresses(f, tile.descriptors[f["w_layer"]])
+        index = interleaved(self.config, index)
         self._check(tile, index, len(self.words), "weights")
         return weight_matrices(f, self.words[index])
 

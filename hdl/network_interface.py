@@ -4,8 +4,9 @@
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
-from emu.config import SEGMENT_WORDS, Config
+from emu.config import DIRECT_BIT, SEGMENT_WORDS, STRIPED_BIT, Config
 from hdl.counter import count
 from hdl.mesh.arbiter import RoundRobinArbiter
 from hdl.packets import (
@@ -36,8 +37,10 @@ SENDERS = ("push", "store", "signal", "release")
 
 
 class ChannelMap(wiring.Component):
-    """Global HBM word address to channel word and edge port; `emu.config.channel_of` in hardware.
+    """HBM word address to channel word and edge port: `channel_of` of `emu.config` in hardware.
 
+    Interleaved addresses fold the segment number into the channel; addresses with bit `DIRECT_BIT`
+    name channel and word themselves, with `STRIPED_BIT` a word of one stripe of the channel.
     Latency: combinational.
 
     Members
@@ -58,8 +61,17 @@ class ChannelMap(wiring.Component):
         for low in range(0, len(segment), max(bits, 1)):
             channel = channel ^ segment[low : low + bits]
         rect = self.dest.rect
-        m.d.comb += self.local.eq(Cat(offset, segment[bits:]))
-        with m.Switch(channel[: max(bits, 1)]):
+        words, stripes = exact_log2(self._config.hbm.words), self._config.stripe_bits
+        direct, chosen, own = Signal(), Signal(max(bits, 1)), self.address[:words]
+        if self._config.has_direct:
+            m.d.comb += direct.eq(self.address[DIRECT_BIT])
+        striped = Cat(offset, own[words - stripes :], own[4 : words - stripes])
+        named = Mux(self.address[STRIPED_BIT], striped, own)
+        m.d.comb += [
+            self.local.eq(Mux(direct, named, Cat(offset, segment[bits:]))),
+            chosen.eq(Mux(direct, self.address[words : words + bits], channel)),
+        ]
+        with m.Switch(chosen):
             for number, (x, y, edge) in enumerate(self._config.channel_ports):
                 with m.Case(number):
                     m.d.comb += [

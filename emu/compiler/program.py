@@ -36,11 +36,20 @@ from emu.compiler.images import (
     weight_tiles,
 )
 from emu.compiler.mapping import choose
+from emu.compiler.placement import near_channels
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
 from emu.compiler.schedule import schedule
 from emu.compiler.stream import Step
 from emu.compiler.tiling import Plan, Weights, input_cuts, plan_weights
-from emu.config import BLOCK_TILES, SEGMENT_WORDS, WORD_BYTES, Config
+from emu.config import (
+    BLOCK_TILES,
+    SEGMENT_WORDS,
+    TILE_WORDS,
+    WORD_BYTES,
+    Config,
+    direct_address,
+    interleaved,
+)
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
 from emu.network.layers import ConvLayer, Network
@@ -307,21 +316,56 @@ def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tens
         groups = range(*plan.channel_range(c))
         params[c] = memory.allocate(8 * len(groups), f"parameters of {layer.name}")
         memory.put(params[c], parameter_words(layer, plan.shape, groups))
-    slot = BLOCK_TILES * plan.shape.tile_words
-    blocks = max(w.blocks for w in weights.values())
-    area = memory.allocate(blocks * len(active) * slot, f"weights of {layer.name}", 256)
-    bases = {c: area + rank * slot for rank, c in enumerate(active)}
+    bases, stride = _weight_area(memory, layer, plan, weights)
     for c in active:
-        _put_weights(memory, layer, plan, weights[c], c, bases[c], len(active) * slot)
+        _put_weights(memory, layer, plan, weights[c], c, bases[c], stride)
     work = {
         (p, c): schedule(plan, weights[c], p, c, cuts)
         for p in range(plan.split.pixel_parts) for c in active
     }
     return Step(
         layer=layer, plan=plan, source=tensors[layer.input_name], target=tensors[layer.output_name],
-        weights=weights, work=work, weight_base=bases, block_stride=len(active) * slot,
+        weights=weights, work=work, weight_base=bases, block_stride=stride,
         params=params,
     )
+
+
+def _weight_area(
+    memory: Memory, layer: ConvLayer, plan: Plan, weights: Mapping[int, Weights]
+) -> tuple[dict[int, int], int]:
+    """(first word of each part's first block, words from block to block).
+
+    Parts lie side by side, block by block, so that what is read at one time is close together: in
+    the interleaved space, or, where each part is read by one tile only, in the channels near to
+    those tiles.
+    """
+    config, slot = memory.config, BLOCK_TILES * plan.shape.tile_words
+    blocks = max(w.blocks for w in weights.values())
+    near = None
+    if plan.split.pixel_parts == 1:
+        near = near_channels(
+            config, {c: plan.split.tile(0, c) for c in weights},
+            {c: w.blocks for c, w in weights.items()},
+        )
+    if near is None:
+        what = f"weights of {layer.name}"
+        area = memory.allocate(blocks * len(weights) * slot, what, BLOCK_TILES * TILE_WORDS)
+        return {c: area + rank * slot for rank, c in enumerate(weights)}, len(weights) * slot
+    members = {k: [c for c in weights if near[c] == k] for k in range(config.hbm.channels)}
+    striped = 1 < max(len(parts) for parts in members.values()) <= 1 << config.stripe_bits
+    sets = 1 << config.stripe_bits if striped else max(len(parts) for parts in members.values())
+    line = config.hbm.channels * SEGMENT_WORDS * (sets if striped else 1)
+    words = -(-blocks * sets * slot * config.hbm.channels // line) * line
+    first = memory.allocate(words, f"weights of {layer.name}", line) // config.hbm.channels
+    if striped:
+        return {
+            c: direct_address(config, channel, first // sets, rank)
+            for channel, parts in members.items() for rank, c in enumerate(parts)
+        }, slot
+    return {
+        c: direct_address(config, channel, first + rank * slot)
+        for channel, parts in members.items() for rank, c in enumerate(parts)
+    }, sets * slot
 
 
 def _put_weights(
@@ -344,7 +388,8 @@ def _put_weights(
             first = weights.descriptors[segment.descriptor][0] * BLOCK_TILES + segment.first_tile
             number = first + np.arange(len(data) // size)
             address = base + number // BLOCK_TILES * stride + number % BLOCK_TILES * size
-            memory.put((address[:, None] + np.arange(size)).reshape(-1), data)
+            words = (address[:, None] + np.arange(size)).reshape(-1)
+            memory.put(interleaved(memory.config, words), data)
 
 
 def _place_streams(memory: Memory, config: Config, streams) -> None:
