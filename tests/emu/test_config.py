@@ -4,7 +4,14 @@
 import numpy as np
 import pytest
 
-from emu.config import PRESETS, channel_of, load_config
+from emu.config import (
+    PRESETS,
+    SEGMENT_WORDS,
+    channel_of,
+    direct_address,
+    interleaved,
+    load_config,
+)
 from emu.errors import UserError
 
 
@@ -72,3 +79,25 @@ def test_channel_map_is_a_bijection_and_spreads_strides(channels):
             [channel_of(config, 16 * stride * i)[0] for i in range(256)], minlength=channels
         )
         assert hits.max() <= 2 * 256 // channels
+
+
+@pytest.mark.parametrize("chip", ["small", "base", "wafer"])
+def test_direct_addresses_name_the_word_they_say(chip):
+    config = load_config(chip)
+    rng = np.random.default_rng(3)
+    per_stripe = config.hbm.words >> config.stripe_bits
+    for _ in range(50):
+        channel = int(rng.integers(config.hbm.channels))
+        word = int(rng.integers(config.hbm.words))
+        (address,) = interleaved(config, np.array([direct_address(config, channel, word)]))
+        assert channel_of(config, int(address)) == (channel, word)
+        stripe, word = int(rng.integers(1 << config.stripe_bits)), int(rng.integers(per_stripe))
+        (address,) = interleaved(config, np.array([direct_address(config, channel, word, stripe)]))
+        segment, offset = divmod(word, SEGMENT_WORDS)
+        local = (segment << config.stripe_bits | stripe) * SEGMENT_WORDS + offset
+        assert channel_of(config, int(address)) == (channel, local)
+
+
+def test_interleaved_addresses_stay():
+    addresses = np.arange(1000)
+    assert (interleaved(load_config("base"), addresses) == addresses).all()
