@@ -9,7 +9,7 @@ from rich.console import Console
 from emu.errors import UserError
 from hdl.prefetch.registry import POLICIES
 from sim.execute import RunError, compare, run
-from sim.tables import compare_table, run_tables, summary_table
+from sim.tables import compare_table, summary_table
 
 LAYERS = ("resnet50.res4_3x3", "bert_base.ffn1", "gpt2.decode_ffn")
 POLICY_LAYER = "gpt2.decode_ffn"
@@ -26,9 +26,9 @@ def main() -> int:
         for name in LAYERS:
             result = run(name, progress=lambda text, name=name: status.update(f"{name}: {text}"))
             rows.append((name, result))
-            for table in run_tables(result):
-                console.print(table)
-        console.print(summary_table("three layers on the base chip, next_layer prefetch", rows))
+        console.print(summary_table(
+            "three layers on the base chip, prefetch.policy next_layer; stalls in tile cycles", rows
+        ))
         policies = compare(POLICY_LAYER, {"prefetch.policy": list(POLICIES)},
                            progress=status.update)
         console.print(compare_table(policies))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the terminal shows: tables of results, lists and checks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -47,38 +47,56 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     return [head, data, stalls]
 
 
-SUMMARY = {
+SUMMARY: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cycles": lambda r: _number(r["cycles"]),
     "of roofline": lambda r: _percent(r["roofline_fraction"]),
-    "MAC": lambda r: _percent(r["mac_utilisation"]),
-    "HBM": lambda r: _percent(r["hbm_utilisation"]),
-    "HBM read": lambda r: _number(r["bytes"]["hbm_read"]),
-    "HBM write": lambda r: _number(r["bytes"]["hbm_write"]),
-    "mesh links": lambda r: _number(r["bytes"]["mesh_link"]),
-    "spad read": lambda r: _number(r["bytes"]["scratchpad_read"]),
-    "spad write": lambda r: _number(r["bytes"]["scratchpad_write"]),
-    "array load": lambda r: _number(r["bytes"]["array_load"]),
-    "block stall": lambda r: _number(r["stalls"]["block"]),
-    "differ": lambda r: _number(r["verified"]["mismatches"]),
-    "kHz": lambda r: _number(r["host"]["kilocycles_per_second"]),
+    "roofline term": lambda r: max(r["roofline"], key=lambda term: r["roofline"][term]),
+    "MAC utilisation": lambda r: _percent(r["mac_utilisation"]),
+    "HBM utilisation": lambda r: _percent(r["hbm_utilisation"]),
+    "outputs": lambda r: _number(r["verified"]["outputs"]),
+    "mismatches": lambda r: _number(r["verified"]["mismatches"]),
+    "useful blocks": lambda r: _number(r["prefetch"]["useful"]),
+    "late blocks": lambda r: _number(r["prefetch"]["late"]),
+    "useless blocks": lambda r: _number(r["prefetch"]["useless"]),
 }
-"""Columns of a table with one run a row."""
+"""Rows of a table with one run a column, above its bytes and stalls; blocks are prefetched ones,
+mismatches those with ONNX Runtime."""
+BYTES = {
+    "hbm_read": "HBM read", "hbm_write": "HBM write", "mesh_link_req": "req links",
+    "mesh_link_up": "up links", "mesh_link_down": "down links",
+    "scratchpad_read": "spad read", "scratchpad_write": "spad write",
+    "array_load": "array load", "commands": "commands",
+}
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """One labelled run per row."""
-    table = Table("", *SUMMARY, title=title)
+    """One labelled run per column: figures, KiB at every boundary, stalls that occurred."""
+    table = Table("", *(label for label, _ in rows), title=title)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    for label, result in rows:
-        table.add_row(label, *(show(result) for show in SUMMARY.values()))
+    results = [result for _, result in rows]
+    for name, show in SUMMARY.items():
+        table.add_row(name, *map(show, results))
+    table.add_section()
+    for name, words in BYTES.items():
+        table.add_row(f"KiB {words}", *(_number(r["bytes"][name] / 1024) for r in results))
+    table.add_section()
+    for cause in results[0]["stalls"]:
+        values = [r["stalls"][cause] for r in results]
+        if any(values):
+            table.add_row(f"{cause.replace('_', ' ')} stall", *map(_number, values))
+    table.add_section()
+    table.add_row("simulated, kHz", *(
+        _number(r["host"]["kilocycles_per_second"]) for r in results))
     return table
 
 
 def compare_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Runs under varied settings, the baseline first."""
-    rows = [(", ".join(f"{k}={v}" for k, v in r["varied"].items()), r) for r in results]
-    return summary_table(str(results[0]["workload"]), rows)
+    names = list(results[0]["varied"])
+    rows = [(", ".join(map(str, r["varied"].values())), r) for r in results]
+    return summary_table(f"{results[0]['workload']}: {', '.join(names)}", rows)
 
 
 def list_tables() -> list[Table]:
