@@ -131,7 +131,7 @@ async def random(dut, p_idle, p_stall, p_ack, p_gather):
         assert store_end <= stored <= store_end + 2 and push_end <= pushed <= push_end + 2
         assert acked >= store_end
     await ReadOnly()
-    assert int(dut.idle.value) == 1
+    assert int(dut.busy.value) == 0
     assert int(dut.count_words.value) == len(stores) + len(pushes)
 
 
