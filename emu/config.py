@@ -70,7 +70,9 @@ class Core(Section):
     def _check(self) -> "Core":
         rows = self.accumulator_rows
         if rows < 16 or rows > 1024 or rows & (rows - 1):
-            raise ValueError(f"core.accumulator_rows must be a power of two, 16 to 1024, not {rows}")
+            raise ValueError(
+                f"core.accumulator_rows must be a power of two, 16 to 1024, not {rows}"
+            )
         return self
 
     @property
@@ -139,8 +141,10 @@ class Hbm(Section):
 
 
 class Prefetch(Section):
-    policy: str = Field("next_layer", pattern="^[a-z][a-z0-9_]*$", description="a registered policy")
-    threshold: int = Field(0, ge=0, le=255, description="access frequency that the child must exceed")
+    policy: str = Field(
+        "next_layer", pattern="^[a-z][a-z0-9_]*$", description="a registered policy")
+    threshold: int = Field(
+        0, ge=0, le=255, description="access frequency that the child must exceed")
     depth: int = Field(4, ge=1, le=63, description="blocks that run_ahead keeps ahead")
     outstanding: int = Field(
         64, ge=16, le=1024, description="words a tile may have requested: more than the "
@@ -280,7 +284,9 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 

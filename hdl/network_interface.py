@@ -84,8 +84,8 @@ class ChannelMap(wiring.Component):
 class RequestPort(wiring.Component):
     """Three streams of reads onto `req`, in turn, with a limit on the words in flight.
 
-    With ``prefetch.paced`` a request of n words is the last for n cycles: a tile takes in one word a
-    cycle, and words that come faster only block others on their way.
+    With ``prefetch.paced`` a request of n words is the last for n cycles: a tile takes in one word
+    a cycle, and words that come faster only block others on their way.
 
     Latency: combinational. Throughput: a word a cycle if paced, else a request a cycle.
 
