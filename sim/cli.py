@@ -129,19 +129,20 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         cycle_limit=arguments.cycle_limit,
     )
     show = Console(stderr=True)
+    result: object
     with show.status("") as status:
         if arguments.command == "run":
-            result = run(
+            result = single = run(
                 arguments.workload, chip=arguments.chip, settings=arguments.settings,
                 options=options, output=arguments.output, progress=status.update,
             )
-            tables = run_tables(result)
+            tables = run_tables(single)
         else:
-            result = compare(
+            result = several = compare(
                 arguments.workload, _varied(arguments.vary), chip=arguments.chip,
                 settings=arguments.settings, options=options, progress=status.update,
             )
-            tables = [compare_table(result)]
+            tables = [compare_table(several)]
     if arguments.json != "-":
         for table in tables:
             console.print(table)

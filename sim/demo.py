@@ -24,7 +24,10 @@ def main() -> int:
     with show.status("starting") as status:
         rows = []
         for name in LAYERS:
-            result = run(name, progress=lambda text, name=name: status.update(f"{name}: {text}"))
+            def progress(text: str, name: str = name) -> None:
+                status.update(f"{name}: {text}")
+
+            result = run(name, progress=progress)
             rows.append((name, result))
         console.print(summary_table(
             "three layers on the base chip, prefetch.policy next_layer; stalls in tile cycles", rows

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import emu
 import hdl
@@ -76,7 +77,7 @@ def design_of(config: Config) -> Design:
     """
     key = hashlib.sha256(hardware_key(config).model_dump_json().encode())
     for package in (emu, hdl):
-        root = Path(package.__file__).parent
+        root = Path(next(iter(package.__path__)))
         for path in sorted(root.rglob("*")):
             if path.suffix in (".py", ".v", ".vlt"):
                 key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
@@ -93,7 +94,9 @@ def design_of(config: Config) -> Design:
     return design
 
 
-def _simulate(program: Program, image: np.ndarray, options: Options, progress: Progress) -> dict:
+def _simulate(
+    program: Program, image: list[NDArray[np.uint8]], options: Options, progress: Progress
+) -> dict:
     config = program.config
     progress("generating Verilog")
     design = design_of(config)
@@ -109,11 +112,12 @@ def _simulate(program: Program, image: np.ndarray, options: Options, progress: P
         for path in (images, dumps):
             path.mkdir(exist_ok=True)
         program.write_images(image, images)
+        limit = options.cycle_limit or program.cycle_limit
         job = {
             "policy": policy_number(config.prefetch.policy),
             "depth": config.prefetch.depth,
             "threshold": config.prefetch.threshold,
-            "cycle_limit": options.cycle_limit or program.cycle_limit,
+            "cycle_limit": limit,
             "counters": runner.counter_paths(design, options.simulator, wave_format),
             "result": str(workdir / "result.json"),
         }
@@ -130,7 +134,7 @@ def _simulate(program: Program, image: np.ndarray, options: Options, progress: P
         result = json.loads((workdir / "result.json").read_text())
         result["build_seconds"] = build_seconds
         if result["outcome"] != "done":
-            raise RunError(_stopped(config, result, job["cycle_limit"], workdir))
+            raise RunError(_stopped(config, result, limit, workdir))
         result["image"] = program.read_dump(dumps)
         return result
     finally:
@@ -231,7 +235,7 @@ def run(
         "peak_memory_mib": _peak_memory_mib(),
     }
     if output:
-        np.savez(output, **outputs)
+        np.savez(output, allow_pickle=False, **outputs)
     if verified["mismatches"]:
         raise RunError(
             f"{verified['mismatches']} of {verified['outputs']} outputs differ from ONNX Runtime; "

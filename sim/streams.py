@@ -27,6 +27,11 @@ def pack(shape: Any, value: Any) -> int:
     return number & (1 << width) - 1
 
 
+def bits_of(member: Any) -> int:
+    """The bits of a member of a hardware enumeration (type checkers take it for an integer)."""
+    return member.value
+
+
 def _width(shape: Any) -> int:
     from amaranth.hdl import Shape
 

@@ -10,17 +10,17 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, Combine, ReadOnly, RisingEdge, with_timeout
 from cocotb.utils import get_sim_time
 
-from emu.config import Config, channel_of
+from emu.config import Config, Hbm, Mesh, Prefetch, channel_of
 from hdl.network_interface import SENDERS, NetworkInterface, ReleaseOp, StoreWord
 from hdl.packets import Dest, DownFlit, Exit, HbmRequest, Kind, ReqFlit, UpFlit
 from hdl.ports import SignalOp, WriteWord
-from sim.streams import Sink, Source, unpack
+from sim.streams import Sink, Source, bits_of, unpack
 
 CONFIGS = {
     "base": Config(),
-    "one_channel": Config(hbm={"channels": 1}, mesh={"cols": 1, "rows": 4}),
-    "wide": Config(mesh={"cols": 5, "rows": 3}, hbm={"channels": 8},
-                   prefetch={"outstanding": 16}),
+    "one_channel": Config(hbm=Hbm(channels=1), mesh=Mesh(cols=1, rows=4)),
+    "wide": Config(mesh=Mesh(cols=5, rows=3), hbm=Hbm(channels=8),
+                   prefetch=Prefetch(outstanding=16)),
 }
 VARIANTS = {name: lambda config=config: NetworkInterface(config)
             for name, config in CONFIGS.items()}
@@ -90,7 +90,7 @@ def _wide(rng) -> int:
     return int.from_bytes(rng.bytes(16), "little")
 
 
-def _down(rng, kind: Kind, source) -> dict:
+def _down(rng, kind: int, source) -> dict:
     reply = {
         "rect": HERE, "address": int(rng.integers(0, 1 << 16)), "kind": kind,
         "has_sem": int(rng.integers(0, 2)), "sem": int(rng.integers(0, 32)),
@@ -100,7 +100,7 @@ def _down(rng, kind: Kind, source) -> dict:
     return {"data": _wide(rng), "reply": reply, "dest": {"rect": HERE, "exit": Exit.CORE}}
 
 
-def _up(rng, kind: Kind) -> dict:
+def _up(rng, kind: int) -> dict:
     address = int(rng.integers(0, 64 if kind == Kind.RELEASE else 1 << 16))
     return {
         "data": _wide(rng), "kind": kind, "address": address,
@@ -111,7 +111,7 @@ def _up(rng, kind: Kind) -> dict:
 
 def _expect(flits, down: bool) -> dict[str, list]:
     """Events that ``flits`` of one plane cause, in order."""
-    want = defaultdict(list)
+    want: dict[str, list[tuple]] = defaultdict(list)
     for flit in flits:
         head = flit["reply"] if down else flit
         kind = head["kind"]
@@ -204,7 +204,7 @@ async def only_data_waits_for_the_scratchpad(dut):
 def _port(channel: int) -> dict:
     x, y, edge = CONFIG.channel_ports[channel]
     return {"rect": {"x0": x, "x1": x, "y0": y, "y1": y, "xs": 0, "ys": 0},
-            "exit": (Exit.NORTH if edge == "N" else Exit.SOUTH).value}
+            "exit": bits_of(Exit.NORTH if edge == "N" else Exit.SOUTH)}
 
 
 def _address(rng) -> int:
@@ -225,10 +225,10 @@ async def requests(dut, p_idle, p_stall):
     await start(dut)
     cocotb.start_soon(sink.run())
     sent = []
-    for number in range(3):
+    for stream in range(3):
         requests = []
         for _ in range(40):
-            reply = _down(rng, Kind.DATA, (X, Y))["reply"] | {"block": number}
+            reply = _down(rng, Kind.DATA, (X, Y))["reply"] | {"block": stream}
             address, last = _address(rng), int(rng.integers(0, 16))
             requests.append({"address": address & ~15, "last": last, "reply": reply})
         sent.append(requests)
@@ -251,14 +251,14 @@ async def requests(dut, p_idle, p_stall):
     await ClockCycles(dut.clk, 3)
     limit = CONFIG.prefetch.outstanding
     assert limit - 15 <= peak <= limit or limit > 120 * 16
-    for number, requests in enumerate(sent):
-        got = [item for item in sink.received if item["reply"]["block"] == number]
+    for stream, requests in enumerate(sent):
+        got = [item for item in sink.received if item["reply"]["block"] == stream]
         assert len(got) == 40
         for item, request in zip(got, requests, strict=True):
             channel, local = channel_of(CONFIG, request["address"])
             assert item["address"] == local and item["last"] == request["last"]
             assert item["dest"] == _port(channel)
-            assert item["reply"] == request["reply"] | {"kind": request["reply"]["kind"].value}
+            assert item["reply"] == request["reply"] | {"kind": bits_of(request["reply"]["kind"])}
     assert int(dut.count_requests.value) == 120
     assert int(dut.count_request_words.value) == answered > 0
     assert int(dut.count_stall_outstanding.value) > 0
@@ -278,11 +278,12 @@ async def outbound(dut, p_idle, p_stall):
     await start(dut)
     cocotb.start_soon(sink.run())
     own = {"source_x": X, "source_y": Y}
-    sent, want = defaultdict(list), defaultdict(list)
-    core = Exit.CORE.value
+    sent: dict[str, list] = defaultdict(list)
+    want: dict[int, list] = defaultdict(list)
+    core = bits_of(Exit.CORE)
     blank = dict(unpack(UpFlit, 0))
     for _ in range(50):
-        flit = blank | _up(rng, Kind.DATA) | {"kind": Kind.DATA.value} | own
+        flit = blank | _up(rng, Kind.DATA) | {"kind": bits_of(Kind.DATA)} | own
         flit["dest"] = unpack(Dest, int(rng.integers(0, 1 << 20)))
         sent["push"].append(flit)
         want[Kind.DATA].append(flit)
@@ -292,22 +293,22 @@ async def outbound(dut, p_idle, p_stall):
         sent["store"].append(word)
         want[Kind.WRITE].append(
             blank | word | own
-            | {"kind": Kind.WRITE.value, "address": local, "dest": _port(channel)})
+            | {"kind": bits_of(Kind.WRITE), "address": local, "dest": _port(channel)})
         signal = unpack(SignalOp, int(rng.integers(0, 1 << 25)))
         sent["signal"].append(signal)
         want[Kind.SIGNAL].append(
-            blank | own | {"kind": Kind.SIGNAL.value, "has_sem": 1, "sem": signal["sem"],
+            blank | own | {"kind": bits_of(Kind.SIGNAL), "has_sem": 1, "sem": signal["sem"],
                            "dest": {"rect": signal["rect"], "exit": core}})
         release = unpack(ReleaseOp, int(rng.integers(0, 1 << 14)))
         sent["release"].append(release)
         x, y = release["x"], release["y"]
         rect = {"x0": x, "x1": x, "y0": y, "y1": y, "xs": 0, "ys": 0}
         want[Kind.RELEASE].append(
-            blank | own | {"kind": Kind.RELEASE.value, "address": release["frame"],
+            blank | own | {"kind": bits_of(Kind.RELEASE), "address": release["frame"],
                            "dest": {"rect": rect, "exit": core}})
     tasks = [cocotb.start_soon(source.send(sent[name])) for name, source in sources.items()]
     await with_timeout(Combine(*tasks), 10, "us")
     await ClockCycles(dut.clk, 3)
     assert len(sink.received) == 200
     for kind, flits in want.items():
-        assert [item for item in sink.received if item["kind"] == kind.value] == flits, kind
+        assert [item for item in sink.received if item["kind"] == bits_of(kind)] == flits, kind

@@ -69,9 +69,10 @@ class Machine:
             getattr(dut, f"{name}__data").value = int.from_bytes(data, "little")
         present = self._asked is not None and rng.random() >= self.p_absent
         dut.lookup__request__ready.value = int(present)
-        dut.lookup__address.value = (
-            frame_of(*self._asked[:2]) if present else int(rng.integers(0, 1 << 16))
-        )
+        address = int(rng.integers(0, 1 << 16))
+        if present and self._asked is not None:
+            address = frame_of(*self._asked[:2])
+        dut.lookup__address.value = address
 
     def _transfer(self, port: str) -> int | None:
         """Payload of a stream's transfer in this cycle, if there is one."""
@@ -99,11 +100,11 @@ class Machine:
         dut = self.dut
         if int(dut.release__valid.value):
             ref = unpack(BlockRef, int(dut.release__payload.value))
-            block = ref["layer"], ref["block"]
-            frame = frame_of(*block) // 256
-            assert self.held.get(frame), f"block {block} released without a use"
+            used = ref["layer"], ref["block"]
+            frame = frame_of(*used) // 256
+            assert self.held.get(frame), f"block {used} released without a use"
             self.held[frame] = False
-            self.releases.append(block)
+            self.releases.append(used)
         asked = self._asked
         self._asked = None
         if int(dut.lookup__request__valid.value):

@@ -23,10 +23,10 @@ def random_words(rng, count: int, kind: int) -> np.ndarray:
 
 def random_tile(rng) -> dict:
     """A weight tile and the activations that meet it, with their expected sums."""
-    mode = int(rng.choice([0, 0, 1, 2, 3]))
+    mode = WeightMode(rng.choice([0, 0, 1, 2, 3]))
     signs = rng.integers(0, 2, 2)
     zeros = [int(rng.choice([-128, 127, 0]) if s else rng.choice([0, 255, 128])) for s in signs]
-    f = {"w_mode": mode, "w_signed": int(signs[0]), "w_zero": zeros[0]}
+    f = {"w_mode": int(mode), "w_signed": int(signs[0]), "w_zero": zeros[0]}
     if mode == WeightMode.INT4:
         f["w_zero"] = int(rng.integers(-8, 8))
     words = random_words(rng, TILE_WORDS[mode], int(rng.integers(0, 4)))

@@ -29,8 +29,8 @@ class Machine:
         self.memory = rng.integers(0, 256, (1 << 16, 16)).astype(np.uint8)
         self.accumulators = rng.integers(-(1 << 18), 1 << 18, (2, ROWS, 16)).astype(np.int32)
         self.writes: list[int] = []
-        self.drained, self.done, self.cycle = 0, [], 0
-        self.first_row, self.last_row = None, None
+        self.done: list[tuple[int, int]] = []
+        self.drained = self.cycle = 0
 
     async def run(self):
         dut = self.dut
@@ -56,8 +56,6 @@ class Machine:
                 self.writes.append(address)
             if int(dut.accumulator__enable.value):
                 row = int(dut.accumulator__half.value), int(dut.accumulator__row.value)
-                self.last_row = self.cycle
-                self.first_row = self.first_row or self.cycle
             self.drained += int(dut.drained.value)
             if int(dut.done.value):
                 self.done.append((self.cycle, len(self.writes)))
@@ -98,12 +96,12 @@ def random_command(rng, machine: Machine, out: int, number: int, pixels: int, ki
     }
 
 
-def expected(machine: Machine, c: dict) -> dict[int, bytes]:
+def expected(memory, accumulators, c: dict) -> dict[int, bytes]:
     """Address to word, from the golden functions."""
-    memory, result = machine.memory, {}
+    result = {}
     constants = memory[c["params"] : c["params"] + 8].tobytes()
     bias, scale = np.frombuffer(constants[:64], np.int32), np.frombuffer(constants[64:], np.float32)
-    acc = machine.accumulators[c["half"], : c["pixels"]]
+    acc = accumulators[c["half"], : c["pixels"]]
     addresses = [(c["out"] + p * c["out_step"]) & 0xFFFF for p in range(c["pixels"])]
     if c["out_int32"]:
         totals = rq.wrap_int32(acc.astype(np.int64) + bias)
@@ -135,7 +133,9 @@ async def golden(dut, p_refuse, p_idle):
     source = Source(dut, "command", DrainCommand, p_idle=p_idle, rng=rng)
     await reset(dut)
     cocotb.start_soon(machine.run())
-    commands, want, out = [], {}, 0x100
+    commands: list[dict] = []
+    want: dict[int, bytes] = {}
+    out = 0x100
     for number in range(24):
         pixels = int(rng.choice([1, 2, 3, 17, ROWS]))
         command = random_command(rng, machine, out, number, pixels, number % 4)
@@ -148,7 +148,7 @@ async def golden(dut, p_refuse, p_idle):
         out += 8 * ROWS
     counts = [0]
     for command in commands:
-        new = expected(machine, command)
+        new = expected(machine.memory, machine.accumulators, command)
         assert not set(new) & set(want)
         want |= new
         counts.append(len(want))

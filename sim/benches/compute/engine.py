@@ -5,7 +5,6 @@ With the plain array one combination runs: it is slow here, and `compute.array` 
 """
 
 import os
-from types import SimpleNamespace
 
 import cocotb
 import numpy as np
@@ -101,7 +100,9 @@ class Reference:
         self.machine = machine
         self.acc = np.zeros((256, 16), np.int64)
         self.want: dict[int, bytes] = {}
-        self.written, self.releases, self.passes = [], [], 0
+        self.written: list[int] = []
+        self.releases: list[tuple[int, int]] = []
+        self.passes = 0
 
     def _tile(self, f, group, k):
         tiles, size = f["in_groups"] * f["kh"] * f["kw"], TILE_WORDS[f["w_mode"]]
@@ -124,7 +125,7 @@ class Reference:
                     "out": f["out"] + group * f["out_group"], "params": f["params"] + 8 * group,
                     "residual": f["residual"] + group * f["residual_group"],
                 }
-                self.want |= expected(SimpleNamespace(memory=memory, accumulators=acc[None]), drain)
+                self.want |= expected(memory, acc[None], drain)
         self.written.append(len(self.want))
         tiles = f["out_groups"] * f["in_groups"] * f["kh"] * f["kw"]
         self.passes += tiles
@@ -135,7 +136,8 @@ class Reference:
 
 def random_commands(rng, machine: Machine, count: int) -> list[dict]:
     """Commands and chains of commands that accumulate into one half."""
-    commands, out = [], OUTPUTS
+    commands: list[dict] = []
+    out = OUTPUTS
     while len(commands) < count:
         sizes = [1, 2, 3, 4, 5, 15, 16, 17, 31, 64, 256]
         pixels = int(rng.choice(sizes, p=[0.1] * 9 + [0.07, 0.03]))

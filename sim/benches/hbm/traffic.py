@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pseudo-channel: random reads and masked writes of several tiles against a numpy memory.
 
-Reads are made only of words without unacknowledged writes and writes only of words without reads
-under
-way or unacknowledged writes of another tile: exactly what a program with semaphores can rely on.
+Reads are made only of words without unacknowledged writes, and writes only of words without reads
+under way or unacknowledged writes of another tile: exactly what a program with semaphores can rely
+on.
 Every command is checked in hardware.
 """
 
@@ -70,14 +70,16 @@ class Memory:
         self.writing[word] += 1
         self.owner[word] = source
         self.sent[source].append(word)
-        return write_flit(word, value, mask, *source, last)
+        x, y = source
+        return write_flit(word, value, mask, x, y, last)
 
     def read(self, word: int, count: int, source: tuple, target: int) -> dict:
         for i in range(count):
             self.reading[word + i] += 1
             assert (source, target + i) not in self.expected
             self.expected[source, target + i] = word + i, self.value(word + i)
-        return read_flit(word, count, *source, target)
+        x, y = source
+        return read_flit(word, count, x, y, target)
 
     def arrive(self, flit: dict) -> None:
         reply, rect = flit["reply"], flit["dest"]["rect"]

@@ -2,16 +2,18 @@
 """What a mesh plane ought to do: ports, random flits, receivers, links of a multicast tree."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from amaranth.lib import data
 
-from emu.config import Config
+from emu.config import Config, Hbm
 from emu.config import Mesh as MeshConfig
 from hdl.mesh.plane import STEPS, Mesh
 from hdl.mesh.route import SIDES
 from hdl.mesh.router import PLANES, Router, plane_router
 from hdl.packets import Dest, Exit
+from sim.streams import bits_of
 
 SMALL = data.StructLayout({"data": 32, "dest": Dest})
 """Flit of the general routers: wide enough for a tag."""
@@ -25,7 +27,7 @@ class Case:
     cols: int
     rows: int
     order: str = ""
-    arbiter: str = "round_robin"
+    arbiter: Literal["round_robin", "age"] = "round_robin"
     depth: int = 4
     settings: dict = field(default_factory=dict)
 
@@ -33,7 +35,7 @@ class Case:
     def config(self) -> Config:
         mesh = MeshConfig(cols=self.cols, rows=self.rows, arbiter=self.arbiter,
                           buffer_depth=self.depth)
-        return Config(mesh=mesh, hbm={"channels": 1}, **self.settings)
+        return Config(mesh=mesh, hbm=Hbm(channels=1), **self.settings)
 
     def router(self) -> Router:
         if not self.order:
@@ -73,8 +75,8 @@ class Case:
             for side in sides:
                 dx, dy = STEPS[side]
                 if not (0 <= x + dx < self.cols and 0 <= y + dy < self.rows):
-                    number = x if side in ("north", "south") else y
-                    ports[f"{way}_{side}_{number}"] = (x, y, side)
+                    place = x if side in ("north", "south") else y
+                    ports[f"{way}_{side}_{place}"] = (x, y, side)
         return ports
 
     def sources(self) -> dict[str, tuple[int, int, str]]:
@@ -110,8 +112,8 @@ def random_dest(case: Case, source: str, rng: np.random.Generator) -> tuple[dict
     if not has_core or (exits and rng.random() < 0.4):
         name = str(rng.choice(exits))
         x, y, side = sinks[name]
-        return {"rect": unicast(x, y), "exit": Exit[side.upper()].value}, [name]
-    rect = {}
+        return {"rect": unicast(x, y), "exit": bits_of(getattr(Exit, side.upper()))}, [name]
+    rect: dict[str, int] = {}
     for axis, size in (("x", case.cols), ("y", case.rows)):
         low, high = sorted(int(v) for v in rng.integers(0, size, 2))
         if rng.random() < 0.4:

@@ -25,7 +25,7 @@ from hdl.ports import (
     PrefetchControl,
 )
 from hdl.sequencer.dispatch import LayerCommand
-from sim.streams import pack, unpack
+from sim.streams import bits_of, pack, unpack
 
 Y = 3
 MASK = (1 << LayerCommand.size) - 1
@@ -90,6 +90,7 @@ class World:
         self.rng, self.slow, self.cycle = rng, slow, 0
         self.tiles = [Tile(t) for t in range(members)]
         self.fetched: list[tuple[int, int]] = []    # (layer, block) of each fetch, in order
+        self.frame_of: list[dict[tuple[int, int], int]] = [{} for _ in self.tiles]
         self.on_fetch = lambda layer, block: None
         dut.prefetch__policy.value, dut.prefetch__depth.value = policy, depth
         dut.prefetch__threshold.value = threshold
@@ -106,7 +107,8 @@ class World:
         return getattr(self.dut, f"{name}_{t}__{part}")
 
     def counter(self, t: int, name: str) -> int:
-        return int(getattr(getattr(self.dut, f"store_{t}"), f"count_{name}").value)
+        table = getattr(self.dut, f"store_{t}").table
+        return int(getattr(table, f"count_{name}").value)
 
     async def reset(self):
         Clock(self.dut.clk, 1, unit="ns").start()
@@ -147,7 +149,7 @@ class World:
 
     def _request(self, tile, item):
         reply = item["reply"]
-        assert int(reply["kind"]) == Kind.FRAME.value
+        assert int(reply["kind"]) == bits_of(Kind.FRAME)
         assert item["address"] % 16 + item["last"] < 16
         layer, block = self._local(reply["block"])
         fields = self.layers[layer]
@@ -217,9 +219,10 @@ class World:
         """What happened in this cycle."""
         t, port = tile.number, self._port
         if release:  # the block must have stayed until now
-            self._verify(tile, *release[1:], self.frame_of[t][release[1], release[2]])
+            _, layer, block = release
+            self._verify(tile, layer, block, self.frame_of[t][layer, block])
             if not any(r[1:] == release[1:] for r in tile.releases):
-                del tile.held[release[1], release[2]]
+                del tile.held[layer, block]
         if word:
             for (layer, block), address in tile.held.items():
                 assert not address <= word["address"] < address + self.length(layer, block)
@@ -254,13 +257,11 @@ class World:
         await RisingEdge(self.dut.clk)
         self.cycle += 1
 
-    frame_of: dict
     go = False
     overlap = False
 
     async def run(self, limit=200_000):
         """All commands, then all lookups and releases, then quiet."""
-        self.frame_of = getattr(self, "frame_of", None) or [{} for _ in self.tiles]
         self.go = False
         while any(tile.commands for tile in self.tiles):
             await self.step()

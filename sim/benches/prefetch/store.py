@@ -163,7 +163,7 @@ async def latency(dut):
     layers = make_layers(rng, [2], members=members())
     it = world(dut, layers, rng, frames=5, policy="demand", slow=-1.0)
     it.describe()
-    times = {}
+    times: dict[str, int] = {}
     it.on_fetch = lambda layer, block: times.setdefault("fetch", it.cycle)
     for tile in it.tiles:
         tile.lookups = [(0, 0, 0)]

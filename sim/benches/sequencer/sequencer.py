@@ -3,6 +3,7 @@
 order, engines of random length, and waits that pass when they please."""
 
 import os
+from functools import partial
 
 import cocotb
 import numpy as np
@@ -17,7 +18,7 @@ from hdl.ports import SignalOp, WaitOp
 from hdl.sequencer.dispatch import LayerCommand
 from hdl.sequencer.fetch import DIRECTORY_SLOT, CommandWord
 from hdl.sequencer.sequencer import Sequencer
-from sim.streams import Sink, Source, unpack
+from sim.streams import Sink, Source, bits_of, unpack
 
 VARIANTS = {
     "base": lambda: Sequencer(Config()),
@@ -64,9 +65,10 @@ class Model:
 
     def __init__(self, program):
         registers = [0] * 8
-        self.waits = [[] for _ in Queue]
-        self.commands = [[] for _ in Queue]
-        self.signals = [[] for _ in Queue]    # (local, sem, rect, engine commands done before)
+        self.waits: list[list[dict]] = [[] for _ in Queue]
+        self.commands: list[list[int]] = [[] for _ in Queue]
+        # (local, sem, rect, engine commands done before)
+        self.signals: list[list[tuple[bool, int, int, int]]] = [[] for _ in Queue]
         self.layers = []
         for opcode, fields in program:
             fields = dict(fields)
@@ -113,7 +115,8 @@ class Bench:
         self.words[INDEX] = BASE | len(program) << 32
         self.owed, self.requested = [], 0
         self.waits = [0] * 4
-        self.taken, self.done, self.running = [0] * 4, [0] * 4, [[] for _ in Queue]
+        self.taken, self.done = [0] * 4, [0] * 4
+        self.running: list[list] = [[] for _ in Queue]
         self.layers = 0
         for name in NAMES:
             getattr(dut, f"done_{name}").value = 0
@@ -130,14 +133,14 @@ class Bench:
         for queue, name in enumerate(NAMES):
             self.sinks += [
                 Sink(dut, f"wait_{name}", WaitOp,
-                     on_item=lambda op, q=queue: self.wait(q, op), **sink),
+                     on_item=partial(self.wait, queue), **sink),
                 Sink(dut, f"command_{name}", COMMANDS[Opcode[name.upper()]].size,
-                     on_item=lambda bits, q=queue: self.command(q, bits), **sink),
+                     on_item=partial(self.command, queue), **sink),
             ]
 
     def request(self, item):
         reply = item["reply"]
-        assert int(reply["kind"]) == Kind.COMMAND.value
+        assert int(reply["kind"]) == bits_of(Kind.COMMAND)
         assert reply["rect"] == {**HERE, "xs": 0, "ys": 0}
         assert (reply["source_x"], reply["source_y"]) == (X, Y)
         assert item["address"] % 16 + item["last"] < 16

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vector engine against the golden functions: every operation, random windows, random refusals."""
 
+from typing import Any
+
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
@@ -24,7 +26,8 @@ class Scratch:
         self.dut, self.rng, self.p_refuse = dut, rng, p_refuse
         self.memory = rng.integers(0, 256, (1 << 16, 16)).astype(np.uint8)
         self.writes: list[int] = []
-        self.done, self.cycle = [], 0
+        self.done: list[tuple[int, int]] = []
+        self.cycle = 0
 
     async def run(self):
         dut, read = self.dut, None
@@ -115,7 +118,7 @@ def expected(memory, c: dict) -> dict[int, bytes]:
         words = c["base"] + g * c["plane"] + ys * c["row"] + xs * c["step"]
         image = rq.from_bytes(memory[words], bool(c["a_signed"])).transpose(2, 0, 1)
         rows = (c["first_x"] + c["pixels"] - 1) // c["out_width"] + 1
-        kind = {
+        kind: dict[str, Any] = {
             "kernel": (c["kh"], c["kw"]), "stride": (c["sy"], c["sx"]),
             "origin": (c["y0"], c["x0"]), "out": (rows, c["out_width"]),
         }
@@ -139,7 +142,7 @@ def expected(memory, c: dict) -> dict[int, bytes]:
             zeros = {"a_zero": c["a_zero"], "b_zero": c["b_zero"], "zero": c["out_zero"]}
             y = rq.multiply(a, b, scale, **zeros, **clip)
         elif op == VectorOp.TABLE:
-            y = rq.lookup(a, memory[0xF000:0xF010].ravel())
+            y = rq.lookup(a, memory[0xF000:0xF010].ravel()).astype(np.int32)
         else:
             y = a
         for pixel, word in enumerate(rq.to_bytes(y)):
