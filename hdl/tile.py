@@ -10,6 +10,7 @@ from emu.isa import Queue
 from hdl.clock_gate import gate
 from hdl.compute.engine import ComputeEngine
 from hdl.counter import count
+from hdl.fifo import Fifo
 from hdl.load_engine import LoadEngine
 from hdl.mesh.router import plane_router
 from hdl.network_interface import NetworkInterface
@@ -25,6 +26,8 @@ from hdl.vector.engine import VectorEngine
 PLANES = {"req": ReqFlit, "up": UpFlit, "down": DownFlit}
 """Mesh planes and what travels on each."""
 SIDES = ("north", "south", "west", "east")
+LANDING_WORDS = 8
+"""Words from memory that wait for their scratchpad bank."""
 QUEUES = tuple(queue.name.lower() for queue in Queue)
 READERS = ("activation", "weight", "drain", "vector", "store", "gather")
 WRITERS = ("net", "drain", "vector")
@@ -143,8 +146,13 @@ class Tile(wiring.Component):
                         wiring.flipped(getattr(self, f"{plane}_out_{side}")))
             if plane != "down":
                 connect(m, getattr(network, plane), router.in_core)
-            if plane != "req":
-                connect(m, router.out_core, getattr(network, f"{plane}_in"))
+            if plane == "down":
+                # A word that waits for its bank must not hold up the tree it came by.
+                m.submodules.landing = landing = Fifo(DownFlit, LANDING_WORDS)
+                connect(m, router.out_core, landing.i)
+                connect(m, landing.o, network.down_in)
+            elif plane == "up":
+                connect(m, router.out_core, network.up_in)
 
     def _memory(self, m, scratchpad, network, load, store, compute, vector):
         connect(m, compute.read_activation, scratchpad.read_activation)
