@@ -22,6 +22,8 @@ from emu.config import BLOCK_TILES
 
 PIECES = 8
 """Most parts of a band's inputs that are awaited one by one."""
+INBOUND_RATE = 0.7
+"""Words a cycle in which multicast inputs arrive, measured on bert_base.ffn1."""
 TAIL_PIXELS = 32
 """Pixels of a tail chunk: passes still outlast the load of the next weights."""
 
@@ -210,8 +212,9 @@ def _run_end(shape: Geometry, first: int, last: int) -> int:
 def input_cuts(plan: Plan) -> tuple[int, ...]:
     """Where the first output group is cut along its input groups, so that it starts early.
 
-    If computing one input group takes longer than its arrival, parts grow by that ratio; if not,
-    arrival is the limit and parts are small and equal. Shared blocks are not cut.
+    If computing one input group takes longer than its arrival, parts grow by that ratio. If not,
+    arrival is the limit, all is over soon after the last part is there, and parts shrink by that
+    ratio: computing one then hides behind the arrival of the next. Shared blocks are not cut.
     """
     shape = plan.shape
     count = shape.in_groups
@@ -224,9 +227,12 @@ def input_cuts(plan: Plan) -> tuple[int, ...]:
     compute = shape.taps * max(pixels, shape.tile_words, 4)
     unit = BLOCK_TILES // math.gcd(shape.taps, BLOCK_TILES) if plan.share_weights else 1
     units = -(-count // unit)
-    if compute <= 2 * arrival:
+    ratio = INBOUND_RATE * compute / arrival
+    if ratio <= 1.4:
         parts = min(PIECES, units)
-        cuts = [part(units, parts, k)[0] for k in range(parts)]
+        sizes = [max(min(ratio, 1), 0.6) ** k for k in range(parts)]
+        cuts = sorted({min(round(units * sum(sizes[:k]) / sum(sizes)), units - parts + k)
+                       for k in range(parts)})
     else:
         cuts, size = [0], max(1, units // 16)
         while cuts[-1] + size < units and len(cuts) < PIECES:
