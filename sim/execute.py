@@ -84,14 +84,14 @@ def design_of(config: Config) -> Design:
     for name in ("amaranth", "pyosys"):
         key.update(version(name).encode())
     path = runner.cache_home() / f"verilog-{key.hexdigest()[:20]}.json"
-    if path.exists():
-        return Design(**json.loads(path.read_text()))
-    design = generate(Chip(config), TOP)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(design)))
-    temporary.replace(path)
-    return design
+    if not path.exists():
+        with runner.alone(path):
+            if not path.exists():  # by now another process may have made it
+                design = generate(Chip(config), TOP)
+                temporary = path.with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(asdict(design)))
+                temporary.replace(path)
+    return Design(**json.loads(path.read_text()))
 
 
 def _simulate(

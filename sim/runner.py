@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build a design in Verilator or Icarus, in a content-addressed cache, and run benches on it."""
 
+import fcntl
 import hashlib
 import importlib
 import json
@@ -8,8 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -141,12 +143,19 @@ def build(
     for name in sorted(pieces):
         key.update(name.encode() + b"\0" + pieces[name].encode())
     folder = cache_home() / f"{design.top}-{simulator}-{key.hexdigest()[:20]}"
-    if (folder / "complete").exists():
-        os.utime(folder / "complete")
-        return folder
+    complete = folder / "complete"
+    if not complete.exists():
+        with alone(folder):
+            if not complete.exists():  # by now another process may have made it
+                _make(design, simulator, folder, vlt, pieces, waves, optimise)
+    os.utime(complete)
+    return folder
+
+
+def _make(design, simulator, folder, vlt, pieces, waves, optimise) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.mkdir()
     try:
         if pieces:
             sources = _compile_macros(design, pieces, work)
@@ -159,7 +168,19 @@ def build(
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes ``path``: a second one waits here, then finds it made."""
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
