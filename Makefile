@@ -7,6 +7,7 @@ BENCH ?=
 SIM ?= verilator
 SEED ?= 1
 WAVES ?=
+TEST_JOBS ?= 2
 
 .PHONY: help setup run test test-fast bench sim lint clean distclean
 
@@ -27,7 +28,7 @@ run: setup  ## stream three layers through the base chip and print the tables
 	@$(BIN)/python -m sim.demo
 
 test: setup  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_JOBS) --maxschedchunk 1
 
 test-fast: setup  ## tests that build no hardware
 	@$(BIN)/python -m pytest -q -m "not slow and not rtl"

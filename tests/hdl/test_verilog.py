@@ -2,6 +2,7 @@
 """The generated Verilog as a product: lint, Icarus, Yosys, determinism, the plain testbench."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 
 from emu.config import load_config
 from hdl.product import write_product
+from sim.runner import alone
 
-SMALL = ["scratchpad.kib=64"]
 YOSYS = (
     "import sys; from pyosys import libyosys as ys; d = ys.Design(); "
     "[ys.run_pass(p, d) for p in sys.argv[1:]]"
@@ -21,8 +22,13 @@ YOSYS = (
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("verilog") / "out"
-    write_product(load_config("small"), folder, testbench=True)
+    """The small chip's folder; of tests side by side, the first makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = base / "product" / "out"
+    with alone(folder):
+        if not folder.exists():
+            write_product(load_config("small"), folder, testbench=True)
     return folder
 
 
