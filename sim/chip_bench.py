@@ -16,6 +16,8 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, FallingEdge, First, RisingEdge, Timer
 from cocotb.utils import get_sim_time
 
+from sim.sampler import sampling
+
 PERIOD_NS = 2
 RESET_CYCLES = 4
 
@@ -59,7 +61,9 @@ async def workload(dut):
     await FallingEdge(dut.clk)
     dut.start.value = 1
     done, error = RisingEdge(dut.done), RisingEdge(dut.error)
-    fired = await First(done, error, Timer(PERIOD_NS * job["cycle_limit"], unit="ns"))
+    limit = Timer(PERIOD_NS * job["cycle_limit"], unit="ns")
+    with sampling(job["sampler"], job["profile"]):
+        fired = await First(done, error, limit)
     outcome = "done" if fired is done else "error" if fired is error else "limit"
     result = {
         "outcome": outcome,

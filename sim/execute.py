@@ -32,7 +32,7 @@ from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number
 from hdl.verilog import Design, generate
-from sim import runner
+from sim import runner, sampler
 from sim.measure import ConservationError, measure
 from sim.waves import Waves
 
@@ -54,6 +54,8 @@ class Options:
     waves: Waves | None = None
     cycle_limit: int | None = None
     keep: str | None = None
+    profile: str | None = None
+    """File for samples of where the simulation's time goes, see `sim.profile`."""
 
 
 def hardware_key(config: Config) -> Config:
@@ -103,7 +105,8 @@ def _simulate(
     progress(f"building with {options.simulator} (cached by content)")
     begin = time.perf_counter()
     wave_format = options.waves.format if options.waves else ""
-    folder = runner.build(design, options.simulator, waves=wave_format)
+    folder = runner.build(design, options.simulator, waves=wave_format,
+                          lines=options.profile is not None)
     build_seconds = time.perf_counter() - begin
     workdir = Path(options.keep) if options.keep else Path(tempfile.mkdtemp(prefix="headrace-"))
     workdir.mkdir(parents=True, exist_ok=True)
@@ -120,6 +123,8 @@ def _simulate(
             "cycle_limit": limit,
             "counters": runner.counter_paths(design, options.simulator, wave_format),
             "result": str(workdir / "result.json"),
+            "profile": options.profile,
+            "sampler": str(sampler.compile_into(folder)) if options.profile else None,
         }
         (workdir / "job.json").write_text(json.dumps(job))
         plusargs = (f"+images={images}", f"+dump={dumps}", f"+dump_words={program.dump_words}")

