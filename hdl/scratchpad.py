@@ -3,62 +3,19 @@
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from hdl.counter import count
 from hdl.packets import SPAD_BITS, WORD_BITS
 from hdl.ports import ScratchpadRead, ScratchpadWrite
+from hdl.sram import MultiPort, SinglePort
 
 
 def _power_of_two(name: str, value: int, low: int, high: int) -> int:
     if value < low or value > high or value & (value - 1):
         raise ValueError(f"{name} must be a power of two, {low} to {high}, not {value!r}")
     return value
-
-
-class Bank(wiring.Component):
-    """A single-port SRAM of whole words.
-
-    Latency: ``data`` belongs to the read of the cycle before and holds until the next read.
-    Throughput: one access a cycle. Nothing is initialised.
-
-    Parameters
-    ----------
-    rows: Words held.
-
-    Members
-    -------
-    enable: Access row ``row`` in this cycle.
-    write: The access stores ``write_data``; otherwise it reads.
-    """
-
-    def __init__(self, rows: int):
-        self._rows = rows
-        super().__init__(
-            {
-                "enable": In(1),
-                "write": In(1),
-                "row": In(range(rows)),
-                "write_data": In(WORD_BITS),
-                "data": Out(WORD_BITS),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.memory = memory = Memory(shape=WORD_BITS, depth=self._rows, init=[])
-        write, read = memory.write_port(), memory.read_port()
-        m.d.comb += [
-            write.addr.eq(self.row),
-            write.data.eq(self.write_data),
-            write.en.eq(self.enable & self.write),
-            read.addr.eq(self.row),
-            read.en.eq(self.enable & ~self.write),
-            self.data.eq(read.data),
-        ]
-        return m
 
 
 class Scratchpad(wiring.Component):
@@ -78,7 +35,7 @@ class Scratchpad(wiring.Component):
     With ``joined`` all banks are one memory with a port for each client instead of one memory per
     bank behind multiplexers. As the arbitration is the same, no two ports ever touch one bank in
     one cycle, and both forms do the same in every cycle; joined is the one to simulate (a third of
-    the time), banked the one to build.
+    the time), banked the one to build: without twins (`hdl.macro.MacroLibrary`) it always is.
 
     Parameters
     ----------
@@ -134,7 +91,7 @@ class Scratchpad(wiring.Component):
         wants = {name: Signal(self._banks, name=f"{name}_wants") for name in self._priority}
         gets = {name: Signal(self._banks, name=f"{name}_gets") for name in self._priority}
         self._arbitrate(m, wants, gets)
-        if self._joined:
+        if self._joined and getattr(platform, "twins", True):
             self._join(m, gets)
         else:
             self._split(m, wants, gets)
@@ -173,22 +130,26 @@ class Scratchpad(wiring.Component):
 
     def _join(self, m, gets):
         """All banks as one memory: the arbiter has seen to it that its ports never collide."""
-        m.submodules.memory = memory = Memory(shape=WORD_BITS, depth=self._words, init=[])
-        for name in self._priority:
-            port = getattr(self, name)
-            if name.startswith("write_"):
-                access = memory.write_port()
-                m.d.comb += access.data.eq(port.request.payload.data)
-            else:
-                access = memory.read_port()
-                m.d.comb += port.data.eq(access.data)
-            m.d.comb += [access.addr.eq(self._address(name)), access.en.eq(gets[name].any())]
+        kinds = [name[: name.index("_")] for name in self._priority]
+        m.submodules.memory = memory = MultiPort(
+            self._words, WORD_BITS, reads=kinds.count("read"), writes=kinds.count("write")
+        )
+        for place, (name, kind) in enumerate(zip(self._priority, kinds, strict=True)):
+            client, number = getattr(self, name), kinds[:place].count(kind)
+            enable, row, data = (
+                getattr(memory, f"{kind}_{number}_{part}") for part in ("enable", "row", "data")
+            )
+            m.d.comb += [
+                enable.eq(gets[name].any()),
+                row.eq(self._address(name)),
+                data.eq(client.request.payload.data) if kind == "write" else client.data.eq(data),
+            ]
 
     def _split(self, m, wants, gets):
         """One memory per bank, an address multiplexer before it, a data multiplexer per reader."""
         banks = []
         for index in range(self._banks):
-            bank = Bank(self._words // self._banks)
+            bank = SinglePort(self._words // self._banks, WORD_BITS)
             m.submodules[f"bank_{index}"] = bank
             self._access(m, bank, wants, gets, index)
             banks.append(bank)

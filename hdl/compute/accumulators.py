@@ -3,12 +3,12 @@
 
 from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In
 
 from emu.config import Config
 from hdl.compute.array import CELLS, Sums
 from hdl.compute.drain import AccumulatorRead
+from hdl.sram import MultiPort
 
 Accumulator = data.ArrayLayout(signed(32), CELLS)
 
@@ -42,24 +42,23 @@ class Accumulators(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(shape=512, depth=2 * self._rows, init=[])
-        write, read, drain = memory.write_port(), memory.read_port(), memory.read_port()
+        m.submodules.rows = rows = MultiPort(2 * self._rows, 512, reads=2, writes=1)
         bits = (self._rows - 1).bit_length()
         address = Signal(bits + 1)
         old, new = Signal(Accumulator), Signal(Accumulator)
         with m.If(~self.overwrite):
-            m.d.comb += old.as_value().eq(read.data)
+            m.d.comb += old.as_value().eq(rows.read_0_data)
         m.d.comb += [
-            read.addr.eq(Cat(self.fetch_row[:bits], self.fetch_half)),
-            read.en.eq(self.fetch),
+            rows.read_0_row.eq(Cat(self.fetch_row[:bits], self.fetch_half)),
+            rows.read_0_enable.eq(self.fetch),
             *(new[cell].eq(old[cell] + self.sums[cell]) for cell in range(CELLS)),
-            write.addr.eq(address),
-            write.data.eq(new.as_value()),
-            write.en.eq(self.enable),
-            drain.addr.eq(Cat(self.drain.row[:bits], self.drain.half)),
-            drain.en.eq(self.drain.enable),
-            self.drain.data.as_value().eq(drain.data),
+            rows.write_0_row.eq(address),
+            rows.write_0_data.eq(new.as_value()),
+            rows.write_0_enable.eq(self.enable),
+            rows.read_1_row.eq(Cat(self.drain.row[:bits], self.drain.half)),
+            rows.read_1_enable.eq(self.drain.enable),
+            self.drain.data.as_value().eq(rows.read_1_data),
         ]
         with m.If(self.fetch):
-            m.d.sync += address.eq(read.addr)
+            m.d.sync += address.eq(rows.read_0_row)
         return m
