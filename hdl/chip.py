@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from hdl.hbm.channel import HbmChannel
-from hdl.macro import Macro
+from hdl.macro import Macro, plain, plain_signature
 from hdl.packets import DownFlit, ReqFlit, UpFlit
 from hdl.ports import PrefetchControl
 from hdl.tile import PLANES, Tile, tile_signature
@@ -73,7 +73,7 @@ class Chip(wiring.Component):
         return m
 
     def _tiles(self, m):
-        config, tiles, signature = self._config, {}, tile_signature()
+        config, tiles, signature = self._config, {}, plain(tile_signature())
         for y in range(config.mesh.rows):
             for x in range(config.mesh.cols):
                 tile = Macro("tile", lambda: Tile(config), signature)
@@ -98,8 +98,9 @@ class Chip(wiring.Component):
 
     def _channels(self, m, tiles):
         config, channels = self._config, []
+        signature = plain_signature(lambda: HbmChannel(config))
         for number, (x, y, edge) in enumerate(config.channel_ports):
-            channel = Macro("hbm_channel", lambda: HbmChannel(config))
+            channel = Macro("hbm_channel", lambda: HbmChannel(config), signature)
             m.submodules[f"hbm_{number}"] = channel
             side, tile = "north" if edge == "N" else "south", tiles[x, y]
             connect(m, getattr(tile, f"req_out_{side}"), channel.request)

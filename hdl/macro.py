@@ -8,14 +8,23 @@ generated (the platform is a `MacroLibrary`) and to itself otherwise.
 
 from collections.abc import Callable
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal
-from amaranth.lib import wiring
+from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Shape, ShapeCastable
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import Member, Out
 
 
 class MacroLibrary:
-    """The platform of a generation: collects macros and plain Verilog sources by module name."""
+    """The platform of a generation: collects macros and plain Verilog sources by module name.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    twins: The Verilog is to be simulated: parts that have a twin which does the same in every cycle
+        but simulates faster (scratchpad, MAC array) become that twin. Otherwise they become what
+        silicon should hold.
+    """
+
+    def __init__(self, *, twins: bool = True) -> None:
+        self.twins = twins
         self.factories: dict[str, Callable[[], wiring.Component]] = {}
         self.sources: dict[str, str] = {}
 
@@ -27,15 +36,45 @@ class MacroLibrary:
         self.sources.setdefault(name, text)
 
 
+def plain(signature: wiring.Signature) -> wiring.Signature:
+    """``signature`` with bit vectors instead of structures.
+
+    Structures in the ports of 64 tiles are a third of the time that a chip takes to elaborate, and
+    a wire for every field of every port in its Verilog.
+    """
+    if isinstance(signature, stream.Signature):
+        shape = Shape.cast(signature.members["payload"].shape)
+        return stream.Signature(
+            shape, always_valid=signature.always_valid, always_ready=signature.always_ready
+        )
+    members = {}
+    for name, member in signature.members.items():
+        if member.is_signature:
+            unflipped = member.signature if member.flow == Out else member.signature.flip()
+            member = Member(member.flow, plain(unflipped)).array(*member.dimensions)
+        elif isinstance(member.shape, ShapeCastable) and member.init is None:
+            member = Member(member.flow, Shape.cast(member.shape)).array(*member.dimensions)
+        members[name] = member
+    return wiring.Signature(members)
+
+
+def plain_signature(factory: Callable[[], wiring.Component]) -> wiring.Signature:
+    """`plain` of the signature of what ``factory`` makes."""
+    model = factory()
+    model._MustUse__silence = True  # made for its signature only, never elaborated
+    return plain(model.signature)
+
+
 class Macro(wiring.Component):
-    """A component as a module of its own, with the same ports.
+    """A component as a module of its own, with the same ports, those of structures as bit vectors.
 
     Parameters
     ----------
     name: Module name; two macros of one name must be identical.
     factory: Makes the component. What differs between instances is an input port, never a
         constant inside.
-    signature: The component's signature, if known, so that it need not be made for each instance.
+    signature: `plain` of the component's signature, if known, so that no component need be made
+        for each instance to learn it.
     """
 
     def __init__(
@@ -46,11 +85,7 @@ class Macro(wiring.Component):
     ):
         self._name = name
         self._factory = factory
-        if signature is None:
-            model = factory()
-            model._MustUse__silence = True  # made for its signature only, never elaborated
-            signature = model.signature
-        super().__init__(signature)
+        super().__init__(plain_signature(factory) if signature is None else signature)
 
     def elaborate(self, platform):
         if isinstance(platform, MacroLibrary):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From components to Verilog: readable, hierarchical, one module per macro and part."""
 
+import gc
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,9 @@ PASSES = (
     # every wire in use and leaves most registers as they are.
     "proc -norom", "opt_expr", "opt_clean", "opt_dff", "pmuxtree", "opt_clean",
     "memory_collect", "wreduce t:$mul t:$add t:$sub",
+    # A net that many drive in parts costs Icarus a resolution of all its bits per part and change:
+    # a chip runs two to five times as fast without, and Verilator sees no false loops.
+    "splitnets -driver",
 )
 _YOSYS = (
     "import sys; from pyosys import libyosys as ys; d = ys.Design(); "
@@ -49,6 +55,11 @@ class Design:
     connections: dict[str, dict[str, str]] = field(default_factory=dict)
     logic_nets: list[str] = field(default_factory=list)
 
+    def macros_below(self, module: str) -> set[str]:
+        """Macros instantiated anywhere in ``module``."""
+        below = {child for _, child in self.children.get(module, ())}
+        return (below & set(self.macros)).union(*map(self.macros_below, below))
+
     def counter_paths(self) -> dict[str, str]:
         """Dotted counter name to its path below the top module (also dotted)."""
         paths: dict[str, str] = {}
@@ -73,6 +84,14 @@ def _without_zero_init(text: str) -> str:
         return "" if zero else match[0]
 
     return cell.sub(keep, text)
+
+
+def _without_fields(text: str) -> str:
+    """Drop the wires that only name the fields of structures: two thirds of all wires."""
+    field = r"\\[^\s.\[]*[.\[]\S*"
+    return re.sub(
+        rf"(?:^  attribute .*\n)*^  wire .*{field}\n|^connect {field} .*\n", "", text, flags=re.M
+    )
 
 
 def _plain_names(text: str) -> str:
@@ -157,33 +176,64 @@ def _wake_constants(text: str) -> str:
     return re.sub(r"^module .*?^endmodule", wake, text, flags=re.M | re.S)
 
 
-def _yosys(commands: list[str], folder: str) -> None:
-    """Run Yosys passes in ``folder``, in a process of their own: an error there ends it."""
-    done = subprocess.run(
-        [sys.executable, "-c", _YOSYS, *commands],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )
-    if done.returncode:
-        raise GenerationError(f"Yosys: {(done.stdout + done.stderr)[-2000:]}")
+class _Yosys:
+    """Yosys processes working in one folder, each of its own: an error there ends the process."""
 
+    def __init__(self) -> None:
+        self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
 
-def _to_verilog(texts: dict[str, str], assertions: bool) -> dict[str, str]:
-    """RTLIL texts to Verilog texts, one Yosys process for all."""
-    with tempfile.TemporaryDirectory() as folder:
-        commands = []
-        for name, text in texts.items():
-            Path(folder, f"{name}.il").write_text(text)
-            commands += [f"read_rtlil {name}.il", *PASSES]
-            if not assertions:
-                commands += ["chformal -remove", "delete t:$print"]
-            commands += [f"write_verilog -norename -noattr {name}.v", "design -reset"]
-        _yosys(commands, folder)
-        return {
-            f"{name}.v": _wake_constants(
-                Path(folder, f"{name}.v").read_text().split("*/\n", 1)[1].lstrip()
+    def __enter__(self) -> "_Yosys":
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = Path(self._folder.name)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process, _ in self._running:
+            process.kill()
+            process.wait()
+        self._folder.cleanup()
+
+    def start(self, commands: list[str]) -> None:
+        """Run passes in the background."""
+        log = self.path / f"{len(self._running)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _YOSYS, *commands],
+                cwd=self.path, stdout=out, stderr=subprocess.STDOUT,
             )
-            for name in texts
-        }
+        self._running.append((process, log))
+
+    def finish(self) -> None:
+        """Wait for all that was started."""
+        for process, log in self._running:
+            if process.wait():
+                raise GenerationError(f"Yosys: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _convert(yosys: _Yosys, name: str, text: str, assertions: bool) -> None:
+    """Start turning module ``name``'s RTLIL ``text`` into ``name``.v."""
+    (yosys.path / f"{name}.il").write_text(text)
+    strip = [] if assertions else ["chformal -remove", "delete t:$print"]
+    yosys.start([f"read_rtlil {name}.il", *PASSES, *strip,
+                 f"write_verilog -norename -noattr {name}.v"])
+
+
+def _verilog_of(yosys: _Yosys, name: str) -> str:
+    text = (yosys.path / f"{name}.v").read_text()
+    return _wake_constants(text.split("*/\n", 1)[1].lstrip())  # Yosys names itself first
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: Amaranth makes millions of objects and drops none until the end, so
+    that looking for some to collect takes half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def feedthrough(design: Design, macro: str) -> list[str]:
@@ -192,44 +242,59 @@ def feedthrough(design: Design, macro: str) -> list[str]:
     A chip's macros have none: their borders are registers, which a floor plan needs and
     `sim.lockstep` relies on. Plain Verilog sources count as combinational from end to end.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    whole = design.macros_below(macro) | {macro}
+    with _Yosys() as yosys:
         commands = []
         for name, text in design.files.items():
             module = name.removesuffix(".v")
-            if module == macro:
+            if module in whole:
                 commands += [f"read_verilog {name}"]
             elif module not in design.macros and module != design.top:
                 text = re.sub(r"\);.*", ");\nendmodule\n", text, count=1, flags=re.S)
                 commands += [f"read_verilog -lib {name}"]
             else:
                 continue
-            Path(folder, name).write_text(text)
-        commands += [f"hierarchy -top {macro}", "proc", "flatten", "opt_clean",
-                     "tee -q -o found select -list i:* %coe* o:* %i"]
-        _yosys(commands, folder)
+            (yosys.path / name).write_text(text)
+        yosys.start([*commands, f"hierarchy -top {macro}", "proc", "flatten", "opt_clean",
+                     "tee -q -o found select -list i:* %coe* o:* %i"])
+        yosys.finish()
         return sorted(line.split("/", 1)[1]
-                      for line in Path(folder, "found").read_text().splitlines() if "/" in line)
+                      for line in (yosys.path / "found").read_text().splitlines() if "/" in line)
 
 
-def generate(component: wiring.Component, name: str, *, assertions: bool = False) -> Design:
+def generate(
+    component: wiring.Component,
+    name: str,
+    *,
+    assertions: bool = False,
+    twins: bool = True,
+    fields: bool = True,
+) -> Design:
     """Verilog-2005 of ``component`` as module ``name`` and of every macro below it.
 
     Parameters
     ----------
     assertions: Keep Amaranth's assertions as SystemVerilog asserts (Verilator builds only).
+    twins: Let parts take the form that simulates fastest, see `MacroLibrary`.
+    fields: Name the fields of structures, for waves.
     """
-    library = MacroLibrary()
+    library = MacroLibrary(twins=twins)
     texts: dict[str, str] = {}
     pending = {name: lambda: component}
-    while pending:
-        for macro, factory in pending.items():
-            raw = rtlil.convert(factory(), name=macro, platform=library, emit_src=False)
-            texts[macro] = _plain_names(_without_zero_init(raw))
-        pending = {k: v for k, v in library.factories.items() if k not in texts}
-    design = Design(top=name, macros=[key for key in texts if key != name])
-    for text in texts.values():
-        _scan(text, design)
-    _scan_top(texts[name], design)
-    design.files = _to_verilog(texts, assertions)
+    with _Yosys() as yosys:
+        while pending:
+            for macro, factory in pending.items():
+                with _uncollected():
+                    raw = rtlil.convert(factory(), name=macro, platform=library, emit_src=False)
+                text = _plain_names(_without_zero_init(raw))
+                texts[macro] = text if fields else _without_fields(text)
+                _convert(yosys, macro, texts[macro], assertions)
+            pending = {k: v for k, v in library.factories.items() if k not in texts}
+        design = Design(top=name, macros=[key for key in texts if key != name])
+        for text in texts.values():
+            _scan(text, design)
+        _scan_top(texts[name], design)
+        yosys.finish()
+        design.files = {f"{macro}.v": _verilog_of(yosys, macro) for macro in texts}
     design.files |= {f"{key}.v": source for key, source in library.sources.items()}
     return design

@@ -11,6 +11,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from emu.isa import WeightMode
+from hdl.macro import Macro, plain_signature
 from hdl.packets import WORD_BITS
 
 LANES = CELLS = 16
@@ -56,57 +57,100 @@ def extended(word, is_signed, zero):
     return values
 
 
+class Cell(wiring.Component):
+    """One cell: its weights and their dot product with the array's lanes.
+
+    Members
+    -------
+    number: Which of the array's cells this is.
+    load, index, mode: As in `array_signature`; ``weights`` are the word's bytes and ``nibbles`` its
+        half bytes, extended.
+    swap: As there.
+    fed, lanes: The activations, one cycle after the array's ``enable``.
+    sum: The dot product, one cycle later.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "number": In(4), "load": In(1), "index": In(4), "mode": In(3),
+                "weights": In(9 * LANES), "nibbles": In(9 * 2 * LANES), "swap": In(1),
+                "fed": In(1), "lanes": In(9 * LANES), "sum": Out(signed(32)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        weights, nibbles, lanes = (
+            [bits[9 * n : 9 * n + 9].as_signed() for n in range(len(bits) // 9)]
+            for bits in (self.weights, self.nibbles, self.lanes)
+        )
+        shadow, active = (
+            [Signal(signed(9), name=f"{kind}_{lane}") for lane in range(LANES)]
+            for kind in ("shadow", "active")
+        )
+        column = Signal(signed(9))
+        m.d.comb += column.eq(self.weights.word_select(self.number, 9).as_signed())
+        with m.If(self.load), m.Switch(self.mode):
+            with m.Case(WeightMode.ROW), m.If(self.index == self.number):
+                m.d.sync += [shadow[lane].eq(weights[lane]) for lane in range(LANES)]
+            with m.Case(WeightMode.COLUMN):
+                for lane in range(LANES):
+                    with m.If(self.index == lane):
+                        m.d.sync += shadow[lane].eq(column)
+            with m.Case(WeightMode.DIAGONAL):
+                m.d.sync += [
+                    shadow[lane].eq(Mux(self.number == lane, column, 0)) for lane in range(LANES)
+                ]
+            with m.Case(WeightMode.INT4), m.If(self.index == self.number[1:]):
+                m.d.sync += [
+                    shadow[lane].eq(Mux(self.number[0], nibbles[LANES + lane], nibbles[lane]))
+                    for lane in range(LANES)
+                ]
+        with m.If(self.swap):
+            m.d.sync += [to.eq(value) for to, value in zip(active, shadow, strict=True)]
+        terms = [lane * weight for lane, weight in zip(lanes, active, strict=True)]
+        while len(terms) > 1:  # a tree: four adders deep
+            terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+        with m.If(self.fed):
+            m.d.sync += self.sum.eq(terms[0])
+        return m
+
+
 class PlainArray(wiring.Component):
-    """The array as hardware; contract in `array_signature`."""
+    """The array as hardware, sixteen times one cell; contract in `array_signature`."""
 
     def __init__(self):
         super().__init__(array_signature())
 
     def elaborate(self, platform):
         m = Module()
-        lanes = [Signal(signed(9), name=f"lane_{lane}") for lane in range(LANES)]
-        shadow, active = (
-            [[Signal(signed(9), name=f"{kind}_{cell}_{lane}") for lane in range(LANES)]
-             for cell in range(CELLS)]
-            for kind in ("shadow", "active")
-        )
-        fed = Signal()
+        lanes, fed = Signal(9 * LANES), Signal()
+        weights, nibbles = Signal(9 * LANES), Signal(9 * 2 * LANES)
+        m.d.comb += [
+            weights.eq(Cat(extended(self.weights, self.weights_signed, self.weights_zero))),
+            nibbles.eq(Cat(
+                (self.weights[4 * n : 4 * n + 4].as_signed() - self.weights_zero)[:9]
+                for n in range(2 * LANES)
+            )),
+        ]
         m.d.sync += [fed.eq(self.enable), self.valid.eq(fed)]
         with m.If(self.enable):
-            values = extended(self.word, self.word_signed, self.word_zero)
-            m.d.sync += [
-                lane.eq(Mux(self.inside, value, 0))
-                for lane, value in zip(lanes, values, strict=True)
+            values = Cat(extended(self.word, self.word_signed, self.word_zero))
+            m.d.sync += lanes.eq(Mux(self.inside, values, 0))
+        signature = plain_signature(Cell)
+        for number in range(CELLS):
+            m.submodules[f"cell_{number}"] = cell = Macro("mac_cell", Cell, signature)
+            m.d.comb += [
+                cell.number.eq(number),
+                cell.load.eq(self.load),
+                cell.index.eq(self.index),
+                cell.mode.eq(self.mode),
+                cell.weights.eq(weights),
+                cell.nibbles.eq(nibbles),
+                cell.swap.eq(self.swap),
+                cell.fed.eq(fed),
+                cell.lanes.eq(lanes),
+                self.sums[number].eq(cell.sum),
             ]
-        with m.If(self.load):
-            self._load(m, shadow)
-        with m.If(self.swap):
-            m.d.sync += [
-                a.eq(s) for to, source in zip(active, shadow, strict=True)
-                for a, s in zip(to, source, strict=True)
-            ]
-        with m.If(fed):
-            for cell in range(CELLS):
-                m.d.sync += self.sums[cell].eq(
-                    sum(lanes[lane] * active[cell][lane] for lane in range(LANES))
-                )
         return m
-
-    def _load(self, m, shadow):
-        bytes_ = extended(self.weights, self.weights_signed, self.weights_zero)
-        nibbles = [
-            (self.weights[4 * n : 4 * n + 4].as_signed() - self.weights_zero)[:9].as_signed()
-            for n in range(2 * LANES)
-        ]
-        for cell in range(CELLS):
-            for lane in range(LANES):
-                weight = shadow[cell][lane]
-                with m.Switch(self.mode):
-                    with m.Case(WeightMode.ROW), m.If(self.index == cell):
-                        m.d.sync += weight.eq(bytes_[lane])
-                    with m.Case(WeightMode.COLUMN), m.If(self.index == lane):
-                        m.d.sync += weight.eq(bytes_[cell])
-                    with m.Case(WeightMode.DIAGONAL):
-                        m.d.sync += weight.eq(bytes_[lane] if cell == lane else 0)
-                    with m.Case(WeightMode.INT4), m.If(self.index == cell // 2):
-                        m.d.sync += weight.eq(nibbles[LANES * (cell % 2) + lane])

@@ -182,14 +182,14 @@ def verilog() -> str:
 
 
 class PackedArray(wiring.Component):
-    """The fast twin where Verilog is generated, the plain array elsewhere; `array_signature`."""
+    """The fast twin in Verilog to be simulated, the plain array elsewhere; `array_signature`."""
 
     def __init__(self):
         super().__init__(array_signature())
 
     def elaborate(self, platform):
         m = Module()
-        if not isinstance(platform, MacroLibrary):
+        if not (isinstance(platform, MacroLibrary) and platform.twins):
             m.submodules.plain = plain = PlainArray()
             wiring.connect(m, wiring.flipped(self), plain)
             return m
