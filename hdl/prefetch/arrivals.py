@@ -44,11 +44,11 @@ class ArrivalCounter(wiring.Component):
         write, read = counts.write_port(), counts.read_port(domain="comb")
         sweep, words, arrived = Signal(range(FRAMES + 1)), Signal(9), Signal(9)
         arrival = self.arrival
-        offset = Signal(SPAD_BITS)
+        offset = Signal(FRAME_SHIFT + len(self.frame))
 
         m.d.comb += [
             offset.eq(arrival.address - self.base),
-            self.frame.eq(offset >> FRAME_SHIFT),
+            self.frame.eq(offset[FRAME_SHIFT:]),
             words.eq((arrival.tiles + 1) * arrival.tile_words),
             read.addr.eq(self.frame),
             arrived.eq(read.data + 1),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vector engine: pooling and element-wise operators on words in the scratchpad."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -189,10 +189,11 @@ class VectorEngine(wiring.Component):
                 byte = word[8 * lane : 8 * lane + 8]
                 terms.append(Cat(byte, byte[7] & is_signed).as_signed() - zero)
             total = sums[24 * lane : 24 * lane + 24].as_signed()
+            # A name for the 24 bits: extended in place, bits of one word would feed each other.
+            term = Signal(signed(24), name=f"term_{lane}")
             m.d.comb += [
-                requantiser.acc[lane].eq(
-                    Mux(c.op == VectorOp.SUM_POOL, total, terms[0] * terms[1])
-                ),
+                term.eq(Mux(c.op == VectorOp.SUM_POOL, total, terms[0] * terms[1])),
+                requantiser.acc[lane].eq(term),
                 requantiser.scale[lane].eq(c.scale0),
             ]
         plain = Mux(c.op == VectorOp.TABLE, table.entry.as_value(), a)
