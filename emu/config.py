@@ -147,8 +147,14 @@ class Prefetch(Section):
         0, ge=0, le=255, description="access frequency that the child must exceed")
     depth: int = Field(4, ge=1, le=63, description="blocks that run_ahead keeps ahead")
     outstanding: int = Field(
-        64, ge=16, le=1024, description="words a tile may have requested: more than the "
-        "channels' queues hold blocks the request plane (gpt2.decode_ffn: 256 is 1.6x slower)"
+        256, ge=16, le=1024, description="words a tile may have requested"
+    )
+    urgent: int = Field(
+        64, ge=16, le=1024, description="words of blocks of them: more than the channels' queues "
+        "hold block the request plane (gpt2.decode_ffn: 256 is 1.6x slower)"
+    )
+    background: int = Field(
+        16, ge=16, le=1024, description="words of blocks, while a block lies ready"
     )
     paced: bool = Field(True, description="request no faster than one word a cycle")
 

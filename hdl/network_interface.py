@@ -96,8 +96,9 @@ class RequestPort(wiring.Component):
     Members
     -------
     request_fetch, request_load, request_blocks: Reads by global address.
+    urgent: The compute engine waits for a block; if not, blocks have a smaller limit.
     req: The same by channel and edge port.
-    arrived: A word that this tile has requested is here.
+    arrived: A word that this tile has requested is here; ``arrived_block``: one of a block.
     in_flight: Words requested that have not arrived. ``stalled``: A request waits for them.
     """
 
@@ -107,7 +108,7 @@ class RequestPort(wiring.Component):
             {
                 **{f"request_{name}": In(stream.Signature(HbmRequest)) for name in REQUESTERS},
                 "req": Out(stream.Signature(ReqFlit)),
-                "arrived": In(1),
+                "urgent": In(1), "arrived": In(1), "arrived_block": In(1),
                 "in_flight": Out(range(config.prefetch.outstanding + 1)), "stalled": Out(1),
             }
         )
@@ -120,8 +121,23 @@ class RequestPort(wiring.Component):
         chosen, room, transfer = Signal(HbmRequest), Signal(), Signal()
         words, waiting = Signal(range(SEGMENT_WORDS + 1)), Signal()
         pace = Signal(range(SEGMENT_WORDS))
+        blocks, offered, quiet = self.request_blocks, Signal(), Signal()
+        of_blocks = Signal.like(self.in_flight)
+        with m.If((transfer & blocks.ready) | self.arrived_block):
+            m.d.sync += of_blocks.eq(
+                of_blocks + Mux(transfer & blocks.ready, words, 0) - self.arrived_block
+            )
+        m.d.sync += offered.eq(
+            self.req.valid & ~self.req.ready & arbiter.grant[REQUESTERS.index("blocks")]
+        )
         m.d.comb += [
-            arbiter.requests.eq(Cat(port.valid for port in ports)),
+            # What was offered stays, also when the block is no longer waited for.
+            quiet.eq(of_blocks + blocks.payload.last < Mux(self.urgent,
+                     self._config.prefetch.urgent, self._config.prefetch.background)),
+            arbiter.requests.eq(Cat(
+                port.valid & (offered | quiet) if port is blocks else port.valid
+                for port in ports
+            )),
             arbiter.taken.eq(transfer),
             waiting.eq(arbiter.requests.any()),
             room.eq((self.in_flight + words <= self._config.prefetch.outstanding) & (pace == 0)),
@@ -234,7 +250,7 @@ class ReceivePort(wiring.Component):
     x, y: This tile.
     down_in, up_in: What the routers deliver.
     write, arrive, frame, command_word, ack, released: See `NetworkInterface`.
-    arrived: A word of HBM that this tile requested was taken.
+    arrived: A word of HBM that this tile requested was taken; ``arrived_block``: one of a block.
     pending: A word waits.
     """
 
@@ -248,7 +264,7 @@ class ReceivePort(wiring.Component):
                 "arrive": Out(Arrival), "frame": Out(FrameArrival),
                 "command_word": Out(stream.Signature(CommandWord)),
                 "ack": Out(Acknowledge), "released": Out(FrameRelease),
-                "arrived": Out(1), "pending": Out(1),
+                "arrived": Out(1), "arrived_block": Out(1), "pending": Out(1),
             }
         )
 
@@ -296,6 +312,7 @@ class ReceivePort(wiring.Component):
         stores = (reply.kind == Kind.DATA) | (reply.kind == Kind.FRAME)
         m.d.comb += [
             self.arrived.eq(mine & (reply.kind != Kind.ACK)),
+            self.arrived_block.eq(mine & (reply.kind == Kind.FRAME)),
             self.arrive.valid.eq(stores & reply.has_sem),
             self.arrive.sem.eq(reply.sem),
             self.frame.valid.eq(reply.kind == Kind.FRAME),
@@ -337,6 +354,7 @@ class NetworkInterface(wiring.Component):
         this tile are in flight.
     push: Complete flits of the store engine. ``store``: words for HBM by global address.
     signal, release: Increments of remote semaphores; frames released, to their leader.
+    urgent: The compute engine waits for a block.
     req, up: To the routers. ``down_in``, ``up_in``: From the routers.
     write: Words of kind DATA and FRAME. ``arrive``: an increment, in the cycle of the write's
         transfer or for a SIGNAL. ``frame``: a FRAME word, in the cycle of its write's transfer.
@@ -348,7 +366,7 @@ class NetworkInterface(wiring.Component):
     def __init__(self, config: Config):
         self._config = config
         parts = (RequestPort(config), SendPort(config), ReceivePort())
-        inner = {"arrived", "in_flight", "stalled", "pending"}
+        inner = {"arrived", "arrived_block", "in_flight", "stalled", "pending"}
         members = {"idle": Out(1)}
         for part in parts:
             part._MustUse__silence = True  # made for its signature only
@@ -362,7 +380,7 @@ class NetworkInterface(wiring.Component):
         m.submodules.inbound = inbound = ReceivePort()
         for part in (requests, outbound, inbound):
             for name, member in part.signature.members.items():
-                if name in ("x", "y"):
+                if name in ("x", "y", "urgent"):
                     m.d.comb += getattr(part, name).eq(getattr(self, name))
                 elif name in self.signature.members and member.is_port:
                     raise TypeError(f"{name} must be an interface")
@@ -370,6 +388,7 @@ class NetworkInterface(wiring.Component):
                     connect(m, flipped(getattr(self, name)), getattr(part, name))
         m.d.comb += [
             requests.arrived.eq(inbound.arrived),
+            requests.arrived_block.eq(inbound.arrived_block),
             self.idle.eq((requests.in_flight == 0) & ~inbound.pending),
         ]
         self._count(m, requests.stalled)

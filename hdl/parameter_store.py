@@ -67,6 +67,8 @@ class BlockTable(wiring.Component):
     error: Sticky: a lookup in a layer without descriptor, a release of what is not in use, or an
         impossible number of frames.
     busy: Something is asked of it or it changes by itself.
+    urgent: A lookup waited for its block in the cycle before, or there was at most one prefetched
+        block, here or on its way, that was not yet used.
     """
 
     def __init__(self):
@@ -76,7 +78,7 @@ class BlockTable(wiring.Component):
                 "layer_command": In(stream.Signature(LayerCommand)),
                 "lookup": In(BlockLookup), "release": In(BlockRelease),
                 "begin": In(1), "completed": In(1), "frame": In(6), "block": In(12),
-                "base": Out(SPAD_BITS), "filling": Out(FRAMES), "busy": Out(1),
+                "base": Out(SPAD_BITS), "filling": Out(FRAMES), "busy": Out(1), "urgent": Out(1),
                 "released": In(FrameRelease),
                 "release_out": Out(stream.Signature(ReleaseOp)),
                 "request": Out(stream.Signature(HbmRequest)),
@@ -241,6 +243,7 @@ class BlockTable(wiring.Component):
         count(m, "hits", hit)
         count(m, "misses", miss)
         count(m, "late", check & first & present & ~complete)
+        m.d.sync += self.urgent.eq((check & ~complete) | (unit.unused <= 1))
         count(m, "stall_cycles", check & ~complete)
         count(m, "useful", hit & fresh)
         used = Signal()
@@ -317,8 +320,8 @@ class ParameterStore(wiring.Component):
         for name in self.signature.members:
             if name in ("x", "y"):
                 m.d.comb += getattr(table, name).eq(getattr(self, name))
-            elif name == "error":
-                m.d.comb += self.error.eq(table.error)
+            elif name in ("error", "urgent"):
+                m.d.comb += getattr(self, name).eq(getattr(table, name))
             elif name != "frame":
                 connect(m, wiring.flipped(getattr(self, name)), getattr(table, name))
         m.d.comb += [

@@ -180,6 +180,7 @@ class Tile(wiring.Component):
         connect(m, network.released, blocks.released)
         connect(m, blocks.release_out, network.release)
         connect(m, blocks.request, network.request_blocks)
+        m.d.comb += network.urgent.eq(blocks.urgent)
         m.d.comb += [
             getattr(blocks.prefetch, name).eq(border[name])
             for name in PrefetchControl.members

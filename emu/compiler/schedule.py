@@ -6,12 +6,13 @@ one COMPUTE command. Items of all tiles that share activations are equal.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from emu.compiler.geometry import Region
 from emu.compiler.mapping import part
-from emu.compiler.tiling import PIECES, Plan, Segment, Weights
+from emu.compiler.tiling import PIECES, TAIL_PIXELS, Plan, Segment, Weights
+from emu.config import BLOCK_TILES
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,24 @@ def schedule(plan: Plan, weights: Weights, p: int, c: int, cuts: tuple[int, ...]
                 )
         if plan.mode in ("batch", "chunk"):
             generation += 1
+    _cut_last(plan, ops)
     return Work(tuple(items), tuple(ops), 1 + max(op.generation for op in ops))
+
+
+def _cut_last(plan: Plan, ops: list[Op]) -> None:
+    """Cut the last pixels off the last op: most of it is drained and stored behind their passes."""
+    op = ops[-1]
+    first, last = op.pixels
+    held = -(-op.segment.tiles // BLOCK_TILES) + 1
+    single = op.first and op.segment.groups[1] - op.segment.groups[0] == 1
+    if plan.mode != "chunk" or not single or held > plan.frames - 2:
+        return
+    if last - first < 3 * TAIL_PIXELS:
+        return
+    ops[-1:] = [
+        replace(op, pixels=(first, last - TAIL_PIXELS), keep=True),
+        replace(op, pixels=(last - TAIL_PIXELS, last)),
+    ]
 
 
 def _merged(batch: tuple[Segment, ...]) -> Segment:
