@@ -22,7 +22,7 @@ from emu.config import BLOCK_TILES
 
 PIECES = 8
 """Most parts of a band's inputs that are awaited one by one."""
-INBOUND_RATE = 0.7
+INBOUND_RATE = 0.8
 """Words a cycle in which multicast inputs arrive, measured on bert_base.ffn1."""
 TAIL_PIXELS = 32
 """Pixels of a tail chunk: passes still outlast the load of the next weights."""
