@@ -31,7 +31,7 @@ HERE = {"x0": X, "x1": X, "y0": Y, "y1": Y, "xs": 0, "ys": 0}
 
 async def start(dut):
     Clock(dut.clk, 1, unit="ns").start()
-    dut.x.value, dut.y.value, dut.rst.value = X, Y, 1
+    dut.x.value, dut.y.value, dut.rst.value, dut.urgent.value = X, Y, 1, 0
     dut.command_word__ready.value = 1
     await ClockCycles(dut.clk, 3)
     dut.rst.value = 0
@@ -212,8 +212,8 @@ def _address(rng) -> int:
 
 
 @cocotb.test
-@cocotb.parametrize(p_idle=[0.0, 0.5], p_stall=[0.0, 0.6])
-async def requests(dut, p_idle, p_stall):
+@cocotb.parametrize(p_idle=[0.0, 0.5], p_stall=[0.0, 0.6], urgent=[0, 1])
+async def requests(dut, p_idle, p_stall, urgent):
     """Requests reach the right channel once and in order, never more words than allowed."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     _idle_ports(dut, [*SENDERS, "up_in"])
@@ -223,6 +223,7 @@ async def requests(dut, p_idle, p_stall):
     memory = Source(dut, "down_in", DownFlit, p_idle=p_idle, rng=rng)
     sink = Sink(dut, "req", ReqFlit, p_stall=p_stall, rng=rng)
     await start(dut)
+    dut.urgent.value = urgent
     cocotb.start_soon(sink.run())
     sent = []
     for stream in range(3):
@@ -233,24 +234,31 @@ async def requests(dut, p_idle, p_stall):
             requests.append({"address": address & ~15, "last": last, "reply": reply})
         sent.append(requests)
     tasks = [cocotb.start_soon(s.send(r)) for s, r in zip(sources, sent, strict=True)]
-    answered = peak = 0
-    for cycle in range(4300):  # answers begin late enough for paced requests to reach the limit
-        asked = sum(item["last"] + 1 for item in sink.received)
+    answered = peak = peak_of_blocks = answered_of_blocks = 0
+    for cycle in range(5300):  # answers begin late enough for paced requests to reach the limit
+        # The stream that asked, for every word asked for.
+        words = [item["reply"]["block"] for item in sink.received for _ in range(item["last"] + 1)]
+        asked = len(words)
         peak = max(peak, asked - answered)
+        peak_of_blocks = max(peak_of_blocks, words.count(2) - answered_of_blocks)
         if len(sink.received) == 120 and answered == asked:
             break
-        if cycle >= 300 and asked > answered and (rng.random() < 0.5 or p_idle == 0.0):
+        if cycle >= 900 and asked > answered and (rng.random() < 0.5 or p_idle == 0.0):
             if rng.random() < 0.1:  # other tiles' words and acknowledgements do not count
                 kind, source = ((Kind.DATA, (X, Y + 1)), (Kind.ACK, (X, Y)))[rng.integers(0, 2)]
                 await memory.send([_down(rng, kind, source)])
-            await memory.send([_down(rng, Kind.DATA, (X, Y))])
+            of_blocks = words[answered] == 2
+            await memory.send([_down(rng, Kind.FRAME if of_blocks else Kind.DATA, (X, Y))])
             answered += 1
+            answered_of_blocks += of_blocks
         else:
             await RisingEdge(dut.clk)
     await with_timeout(Combine(*tasks), 1, "us")
     await ClockCycles(dut.clk, 3)
     limit = CONFIG.prefetch.outstanding
-    assert limit - 15 <= peak <= limit or limit > 120 * 16
+    assert limit - 15 <= peak <= limit
+    own = CONFIG.prefetch.urgent if urgent else CONFIG.prefetch.background
+    assert min(own, limit) - 15 <= peak_of_blocks <= min(own, limit)
     for stream, requests in enumerate(sent):
         got = [item for item in sink.received if item["reply"]["block"] == stream]
         assert len(got) == 40
