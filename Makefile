@@ -7,7 +7,9 @@ BENCH ?=
 SIM ?= verilator
 SEED ?= 1
 WAVES ?=
+VARIANT ?=
 TEST_JOBS ?= 2
+unexport BENCH SIM SEED WAVES VARIANT  # cocotb reads WAVES and SIM from the environment
 
 .PHONY: help setup run test test-fast bench sim lint clean distclean
 
@@ -37,7 +39,8 @@ bench: setup  ## print every figure this project claims; writes build/bench.json
 	@$(BIN)/python -m sim.bench
 
 sim: setup  ## list the component benches, or run one: BENCH=mesh.router SIM=icarus WAVES=r.vcd SEED=7
-	@$(BIN)/python -m sim.bench_cli "$(BENCH)" --sim "$(SIM)" --seed "$(SEED)" --waves "$(WAVES)"
+	@$(BIN)/python -m sim.bench_cli "$(BENCH)" --sim "$(SIM)" --seed "$(SEED)" --waves "$(WAVES)" \
+		--variant "$(VARIANT)"
 
 lint: setup  ## style, types and the import contract
 	@$(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make sim``: list the component benches, or run one in one simulator."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from emu.errors import UserError
 from sim import runner
+from sim.cli import OneLineParser
 from sim.waves import Waves
 
 
-def main() -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``; returns the exit code."""
+    parser = OneLineParser(prog="python -m sim.bench_cli", description=__doc__)
     parser.add_argument("bench", nargs="?", default="")
     parser.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--waves", default="")
-    arguments = parser.parse_args()
+    parser.add_argument("--variant", default="", help="this one only (default: all)")
+    parser.add_argument("--waves", default="", help="record one variant, by default the first")
+    arguments = parser.parse_args(argv)
     names = runner.bench_names()
     if not arguments.bench:
         print("\n".join(names))
@@ -28,8 +30,11 @@ def main() -> int:
     if waves:
         waves.check(arguments.sim)
     workdir = Path("build", "sim", arguments.bench, arguments.sim)
+    variants = [arguments.variant] if arguments.variant else []
+    if waves and not variants:
+        variants = runner.variant_names(arguments.bench)[:1]
     report = runner.run_bench(arguments.bench, arguments.sim, workdir=workdir,
-                              seed=arguments.seed, waves=waves)
+                              seed=arguments.seed, waves=waves, variants=variants)
     for variant, (tests, failed) in report.items():
         print(f"{arguments.bench} {variant}: {tests - failed} passed, {failed} failed "
               f"({arguments.sim}, seed {arguments.seed}, log {workdir / variant / 'run.log'})")

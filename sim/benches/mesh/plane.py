@@ -10,6 +10,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, Combine, with_timeout
 from cocotb.utils import get_sim_time
 
+from sim.benches import sized
 from sim.benches.mesh._traffic import Case, members, random_dest, tree_links
 from sim.streams import Sink, Source
 
@@ -89,7 +90,7 @@ async def random_traffic(dut, p_idle, p_stall):
     tasks = []
     for number, (name, source) in enumerate(bench.sources.items()):
         flits = []
-        for sequence in range(16):
+        for sequence in range(sized(16, 6)):
             dest, receivers = random_dest(CASE, name, bench.rng)
             flits.append({CASE.tag: number << 16 | sequence, "dest": dest})
             for receiver in receivers:
@@ -110,7 +111,6 @@ async def random_traffic(dut, p_idle, p_stall):
         assert got == expected[name], name
 
 
-
 @cocotb.test
 async def zero_load_latency(dut):
     """A lone flit takes a cycle per hop and one to leave: hops + 1."""
@@ -118,7 +118,7 @@ async def zero_load_latency(dut):
     await bench.start()
     checked = 0
     for name, source in bench.sources.items():
-        for _ in range(3):
+        for _ in range(sized(3, 1)):
             dest, receivers = random_dest(CASE, name, bench.rng)
             if not receivers:
                 continue

@@ -9,6 +9,7 @@ from cocotb.triggers import with_timeout
 
 from emu.isa import Opcode
 from hdl.prefetch.registry import POLICIES, policy_number
+from sim.benches import sized
 from sim.benches.prefetch._world import Group, World, make_layers, passes, seed
 
 VARIANTS = {"private": lambda: Group(1), "shared": lambda: Group(3)}
@@ -30,7 +31,8 @@ def world(dut, layers, rng, *, frames, policy, **options):
 async def in_order(dut, policy, frames):
     """A chain of layers in stream order: each block is fetched once, never out of bounds."""
     rng = seed()
-    layers = make_layers(rng, [3, 1, 5, 2, 4], members=members(), frequency=int(rng.integers(1, 4)))
+    shapes = sized([3, 1, 5, 2, 4], [3, 1, 4])
+    layers = make_layers(rng, shapes, members=members(), frequency=int(rng.integers(1, 4)))
     depth, threshold = int(rng.integers(1, 5)), int(rng.integers(0, 4))
     it = world(dut, layers, rng, frames=frames, policy=policy, depth=depth, threshold=threshold)
     order = [(n, b) for n, fields in layers.items() for b in range(fields["blocks"])]
@@ -80,7 +82,7 @@ async def any_order(dut, policy, frames):
     it.describe()
     if members() == 1:
         it.overlap = True
-        for _ in range(50):
+        for _ in range(sized(50, 20)):
             layer = int(rng.integers(len(layers)))
             block = int(rng.integers(layers[layer]["blocks"]))
             run = int(rng.integers(1, 4))
@@ -89,7 +91,7 @@ async def any_order(dut, policy, frames):
             ]
     else:  # whole layers again and again
         lookups = []
-        for _ in range(4):
+        for _ in range(sized(4, 2)):
             layer = int(rng.integers(len(layers)))
             lookups += passes(rng, {layer: layers[layer]}, it.hold)
         for tile in it.tiles:
