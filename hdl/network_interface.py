@@ -375,7 +375,7 @@ class NetworkInterface(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.requests = requests = RequestPort(self._config)
+        m.submodules.request_port = requests = RequestPort(self._config)
         m.submodules.outbound = outbound = SendPort(self._config)
         m.submodules.inbound = inbound = ReceivePort()
         for part in (requests, outbound, inbound):
