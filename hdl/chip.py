@@ -57,7 +57,7 @@ class Chip(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         tiles = self._tiles(m)
-        self._links(m, tiles)
+        self._links(tiles)
         channels = self._channels(m, tiles)
         if self._config.storage.enabled:
             self._storage(m, tiles[0, 0])
@@ -76,8 +76,9 @@ class Chip(wiring.Component):
         config, tiles, signature = self._config, {}, plain(tile_signature())
         for y in range(config.mesh.rows):
             for x in range(config.mesh.cols):
-                tile = Macro("tile", lambda: Tile(config), signature)
-                m.submodules[f"tile_{x}_{y}"] = tiles[x, y] = tile
+                label = f"tile_{x}_{y}"
+                tile = Macro("tile", lambda: Tile(config), signature, label)
+                m.submodules[label] = tiles[x, y] = tile
                 m.d.comb += [
                     tile.x.eq(Const(x, 4)),
                     tile.y.eq(Const(y, 4)),
@@ -87,25 +88,25 @@ class Chip(wiring.Component):
                 connect(m, wiring.flipped(self.prefetch), tile.prefetch)
         return tiles
 
-    def _links(self, m, tiles):
+    def _links(self, tiles):
         for (x, y), tile in tiles.items():
             for side, (dx, dy, facing) in STEPS.items():
                 neighbour = tiles.get((x + dx, y + dy))
                 if neighbour is not None:
                     for plane in PLANES:
-                        connect(m, getattr(tile, f"{plane}_out_{side}"),
-                                getattr(neighbour, f"{plane}_in_{facing}"))
+                        neighbour.join(f"{plane}_in_{facing}", tile, f"{plane}_out_{side}")
 
     def _channels(self, m, tiles):
         config, channels = self._config, []
         signature = plain_signature(lambda: HbmChannel(config))
         for number, (x, y, edge) in enumerate(config.channel_ports):
-            channel = Macro("hbm_channel", lambda: HbmChannel(config), signature)
-            m.submodules[f"hbm_{number}"] = channel
+            label = f"hbm_{number}"
+            channel = Macro("hbm_channel", lambda: HbmChannel(config), signature, label)
+            m.submodules[label] = channel
             side, tile = "north" if edge == "N" else "south", tiles[x, y]
-            connect(m, getattr(tile, f"req_out_{side}"), channel.request)
-            connect(m, getattr(tile, f"up_out_{side}"), channel.write)
-            connect(m, channel.down, getattr(tile, f"down_in_{side}"))
+            channel.join("request", tile, f"req_out_{side}")
+            channel.join("write", tile, f"up_out_{side}")
+            tile.join(f"down_in_{side}", channel, "down")
             m.d.comb += [channel.channel.eq(number), channel.dump.eq(self.dump)]
             channels.append(channel)
         return channels
