@@ -32,8 +32,8 @@ class _Sram(wiring.Component):
     """Common to both kinds: an instance of ``self._verilog()`` where Verilog is generated."""
 
     def elaborate(self, platform):
-        m = Module()
         if not isinstance(platform, MacroLibrary):
+            m = Module()
             self._simulate(m)
             return m
         name, text = self._verilog()
@@ -42,8 +42,7 @@ class _Sram(wiring.Component):
             f"{'i' if member.flow == wiring.In else 'o'}_{path[0]}": value
             for path, member, value in self.signature.flatten(self)
         }
-        m.submodules.sram = Instance(name, i_clk=ClockSignal(), **ports)
-        return m
+        return Instance(name, i_clk=ClockSignal(), **ports)
 
 
 class SinglePort(_Sram):

@@ -15,6 +15,7 @@ from hdl.compute.float32 import (
     to_24_bits,
     to_byte,
 )
+from hdl.macro import Macro, plain_signature
 
 
 class RequantiseLane(wiring.Component):
@@ -138,8 +139,9 @@ class Requantiser(wiring.Component):
         enable = Cat(self.valid, stage[0] & ~self.stop, stage[1:4])
         m.d.sync += stage.eq(enable)
         m.d.comb += [self.total_valid.eq(stage[0]), self.y_valid.eq(stage[4])]
+        signature = plain_signature(RequantiseLane)
         for index in range(self._lanes):
-            lane = RequantiseLane()
+            lane = Macro("requantise_lane", RequantiseLane, signature)
             m.submodules[f"lane{index}"] = lane
             m.d.comb += [
                 lane.enable.eq(enable),

@@ -12,6 +12,7 @@ from hdl.compute.float32 import (
     negated,
     register,
 )
+from hdl.macro import Macro, plain_signature
 
 SATURATED = 512
 """An integer part beyond every clip."""
@@ -186,8 +187,9 @@ class ResidualAdder(wiring.Component):
         enable = Cat(self.valid, stage[:3])
         m.d.sync += stage.eq(enable)
         m.d.comb += self.y_valid.eq(stage[3])
+        signature = plain_signature(ResidualLane)
         for index in range(self._lanes):
-            lane = ResidualLane()
+            lane = Macro("residual_lane", ResidualLane, signature)
             m.submodules[f"lane{index}"] = lane
             byte = self.a[index]
             value = Cat(byte, byte[7] & self.a_signed).as_signed()
