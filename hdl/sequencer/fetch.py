@@ -72,7 +72,7 @@ class CommandFetch(wiring.Component):
             write.en.eq(arrival.valid & (arrival.payload.address < DIRECTORY_SLOT)),
             read.addr.eq(head),
             self.o.payload.eq(read.data),
-            self.o.valid.eq(full),
+            self.o.valid.eq(full & (ungiven != 0)),
             half.eq(unrequested == 1),
             sent.eq(self.request.valid & self.request.ready),
             self.exhausted.eq(running & (ungiven == 0)),
