@@ -28,7 +28,7 @@ def check(name, simulator, folder, quick):
 
 
 @pytest.mark.rtl
-@pytest.mark.parametrize(("name", "simulator"), cases(), indirect=["simulator"])
+@pytest.mark.parametrize(("name", "simulator"), list(cases()), indirect=["simulator"])
 def test_bench(name, simulator, tmp_path):
     check(name, simulator, tmp_path, quick=True)
 
