@@ -219,14 +219,17 @@ def run(
     program = compile_network(network, config)
     if not runner.available(options.simulator):
         raise UserError(f"simulator {options.simulator} is not installed: see headrace doctor")
-    simulated = _simulate(program, program.image(inputs), options, progress)
+    replay = replay_command(workload, chip, settings, options)
+    try:
+        simulated = _simulate(program, program.image(inputs), options, progress)
+    except RunError as error:
+        raise RunError(f"{error}; replay: {replay}") from None
     progress("comparing with ONNX Runtime")
     outputs = program.outputs(simulated.pop("image"))
     verified = _mismatches(network, inputs, outputs)
     try:
         result = measure(program, simulated, workload)
     except ConservationError as error:
-        replay = replay_command(workload, chip, settings, options)
         raise RunError(f"{error}; replay: {replay}") from None
     result |= {
         "schema": SCHEMA,
@@ -244,7 +247,7 @@ def run(
     if verified["mismatches"]:
         raise RunError(
             f"{verified['mismatches']} of {verified['outputs']} outputs differ from ONNX Runtime; "
-            f"replay: {replay_command(workload, chip, settings, options)}"
+            f"replay: {replay}"
         )
     return result
 

