@@ -136,7 +136,7 @@ def _testbench(config: Config, folder: Path) -> None:
     program = compile_network(network, config)
     inputs = random_inputs(network, 1)
     final = Interpreter(config, program.global_image(inputs)).run()
-    for name in ("images", "expected", "dump"):
+    for name in ("images", "expected"):
         (folder / name).mkdir()
     program.write_images(program.image(inputs), folder / "images")
     for channel, words in enumerate(to_channels(config, final)):
@@ -150,7 +150,7 @@ def _testbench(config: Config, folder: Path) -> None:
     arguments = _ARGUMENTS.format(words=program.dump_words)
     for name, text in _SCRIPTS.items():
         path = folder / name
-        path.write_text("#!/bin/sh\nset -e\n" + text.format(files=FILE_LIST, arguments=arguments))
+        path.write_text("#!/bin/sh\nset -e\nmkdir -p dump\n" + text.format(files=FILE_LIST, arguments=arguments))
         path.chmod(0o755)
 
 
