@@ -150,7 +150,8 @@ def _testbench(config: Config, folder: Path) -> None:
     arguments = _ARGUMENTS.format(words=program.dump_words)
     for name, text in _SCRIPTS.items():
         path = folder / name
-        path.write_text("#!/bin/sh\nset -e\nmkdir -p dump\n" + text.format(files=FILE_LIST, arguments=arguments))
+        lines = text.format(files=FILE_LIST, arguments=arguments)
+        path.write_text(f"#!/bin/sh\nset -e\nmkdir -p dump\n{lines}")
         path.chmod(0o755)
 
 
