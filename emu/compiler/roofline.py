@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from emu.compiler.stream import Step
 from emu.config import Config
 
@@ -32,17 +34,23 @@ class Roofline:
 
 
 def _input_words(step: Step) -> int:
-    """Distinct input words that the step needs."""
+    """Distinct input words that the step's loads name."""
     shape = step.plan.shape
-    low, high = shape.range_needs(step.plan.groups.start, step.plan.groups.stop)
-    rows: dict[int, set[int]] = {}
-    single = 0
-    for region in shape.regions(0, shape.pixels):
-        if shape.height == 1:
-            single += region.cols
-        else:
-            rows.setdefault(region.image, set()).update(range(region.y0, region.y0 + region.rows))
-    return (high - low) * (single + sum(len(each) for each in rows.values()) * shape.width)
+    seen = np.zeros((shape.in_groups, shape.images, shape.height, shape.width), bool)
+    done = set()
+    for (p, _), work in step.work.items():
+        for piece in (piece for item in work.items for piece in item.pieces):
+            low, high = piece.inputs
+            if (p, low, high, piece.stretches) in done:  # tiles that share pixels load alike
+                continue
+            done.add((p, low, high, piece.stretches))
+            for region, _, first, end in piece.stretches:
+                y, x = region.y0, region.x0
+                if region.rows == 1:
+                    seen[low:high, region.image, y, x + first : x + end] = True
+                else:
+                    seen[low:high, region.image, y + first : y + end, x : x + region.cols] = True
+    return int(np.count_nonzero(seen))
 
 
 def step_roofline(config: Config, step: Step) -> Roofline:

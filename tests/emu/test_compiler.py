@@ -26,6 +26,7 @@ MACHINES = {
 def check(layers, config):
     """Compile and interpret a chain; every order of arrival must give numpy's result."""
     program = compile_network(layers, config)
+    assert program.planned_read_bytes >= program.compulsory_bytes["hbm_read"]
     inputs = make_input(np.random.default_rng(7), layers[0])
     expected = inputs
     for layer in layers:
@@ -133,6 +134,14 @@ def test_multicast_reads_every_word_once():
     unicast = compile_network([layer], load_config("base", ["mesh.multicast=false"]))
     assert unicast.compulsory_bytes == program.compulsory_bytes
     assert unicast.planned_read_bytes > 2 * program.planned_read_bytes
+
+
+def test_compulsory_words_are_those_that_loads_name():
+    """One row a tile: rows between those of a stride, and words right of the last, stay in HBM."""
+    layer = make_layer(np.random.default_rng(1), c=16, m=16, h=12, w=12, s=(4, 5), pads=(4, 0, 0, 0))
+    program = check([layer], load_config("base", ["mesh.rows=1", "mesh.cols=4", "hbm.channels=2"]))
+    # Four output rows of three pixels, the first of padding alone, which loads a word of row 0.
+    assert program.rooflines[0].input_words == 3 * 11
 
 
 def test_roofline_of_known_layers():
