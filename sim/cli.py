@@ -10,8 +10,11 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
@@ -33,6 +36,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
                         help=f"preset ({', '.join(PRESETS)}) or TOML file (default: base)")
     parser.add_argument("--set", action="append", default=[], dest="settings",
                         metavar="SECTION.NAME=VALUE", help="change one setting; may be repeated")
+    _add_load(parser)
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--load", action="append", default=[], metavar="F.py",
+                        help="run a Python file first that registers prefetch policies")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +79,31 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--vary", action="append", required=True, metavar="NAME=A,B,...",
                          help="setting and its values, baseline first; may be repeated")
 
-    commands.add_parser("list", help="workloads, chips and policies")
+    _add_load(commands.add_parser("list", help="workloads, chips and policies"))
     commands.add_parser("doctor", help="what is installed and works")
     return parser
+
+
+def _load(path: str) -> None:
+    """Run the Python file ``path`` as a module, which registers what it has to offer."""
+    if not Path(path).is_file():
+        raise UserError(f"--load {path}: no such file")
+    name = f"headrace_load_{Path(path).stem}"
+    sys.modules[name] = module = ModuleType(name)
+    module.__file__ = path
+    try:
+        SourceFileLoader(name, path).exec_module(module)
+    except UserError as error:
+        raise UserError(f"--load {path}: {error}") from None
+    except Exception as error:  # anything that its author may have done
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == path]
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno]
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"--load {path}: line {lines[-1] if lines else '?'}: {type(error).__name__}: {text}"
+        ) from None
 
 
 def _waves(arguments: argparse.Namespace):
@@ -193,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             build_parser().print_help()
             return ERROR_EXIT
+        for path in getattr(arguments, "load", ()):
+            _load(path)
         HANDLERS[arguments.command](arguments, console)
         return 0
     except UserError as error:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import resource
+import shlex
 import shutil
 import tempfile
 import time
@@ -30,7 +31,7 @@ from emu.errors import UserError
 from emu.network.golden import golden, load_inputs, random_inputs
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
-from hdl.prefetch.registry import policy_number
+from hdl.prefetch.registry import policy_number, registered_logic, source_file
 from hdl.verilog import Design, generate
 from sim import runner, sampler
 from sim.measure import ConservationError, measure
@@ -71,13 +72,14 @@ def hardware_key(config: Config) -> Config:
                                      "clock": type(config.clock)()})
 
 
-def design_of(config: Config) -> Design:
-    """The chip's Verilog, generated once per machine and version of the sources.
+def design_key(config: Config) -> str:
+    """Hash of everything that the chip's Verilog depends on.
 
-    Generation takes seconds, so it is kept beside the builds, under a hash of everything that it
-    depends on: the configuration, the sources of `emu` and `hdl`, the tools' versions.
+    That is the configuration, the sources of `emu` and `hdl`, the tools' versions, and what
+    prefetch policies registered from elsewhere elaborate to.
     """
     key = hashlib.sha256(hardware_key(config).model_dump_json().encode())
+    key.update(registered_logic().encode())
     for package in (emu, hdl):
         root = Path(next(iter(package.__path__)))
         for path in sorted(root.rglob("*")):
@@ -85,7 +87,13 @@ def design_of(config: Config) -> Design:
                 key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     for name in ("amaranth", "pyosys"):
         key.update(version(name).encode())
-    path = runner.cache_home() / f"verilog-{key.hexdigest()[:20]}.json"
+    return key.hexdigest()[:20]
+
+
+def design_of(config: Config) -> Design:
+    """The chip's Verilog, generated once per `design_key`: it takes seconds, so it is kept beside
+    the builds."""
+    path = runner.cache_home() / f"verilog-{design_key(config)}.json"
     if not path.exists():
         with runner.alone(path):
             if not path.exists():  # by now another process may have made it
@@ -208,6 +216,7 @@ def run(
     config = load_config(chip, settings)
     check_writable(output)
     policy_number(config.prefetch.policy)
+    registered_logic()
     if options.waves:
         options.waves.check(options.simulator)
     network = load_network(workload)
@@ -259,7 +268,10 @@ def replay_command(workload: str, chip: str, settings: Iterable[str], options: O
     words += ["--sim", options.simulator, "--seed", str(options.seed)]
     if options.inputs:
         words += ["--input", options.inputs]
-    return " ".join(words)
+    policy_file = source_file(load_config(chip, settings).prefetch.policy)
+    if policy_file:
+        words += ["--load", policy_file]
+    return shlex.join(words)
 
 
 def _peak_memory_mib() -> float:

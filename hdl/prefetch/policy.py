@@ -29,7 +29,8 @@ candidate's layer. ``threshold``, ``depth``: the prefetch registers. ``frames``:
 class Policy(wiring.Component):
     """Combinational: ``fetch`` says whether the candidate, which is absent, may be fetched.
 
-    A fetch still waits for a free frame. A policy must allow it when ``waiting``, or lookups hang.
+    A fetch still waits for a free frame; what a lookup waits for is fetched whatever a policy says.
+    Derive from this class and decorate with `hdl.prefetch.registry.register`.
     """
 
     def __init__(self):

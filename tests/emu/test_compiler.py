@@ -138,8 +138,10 @@ def test_multicast_reads_every_word_once():
 
 def test_compulsory_words_are_those_that_loads_name():
     """One row a tile: rows between those of a stride, and words right of the last, stay in HBM."""
-    layer = make_layer(np.random.default_rng(1), c=16, m=16, h=12, w=12, s=(4, 5), pads=(4, 0, 0, 0))
-    program = check([layer], load_config("base", ["mesh.rows=1", "mesh.cols=4", "hbm.channels=2"]))
+    strided = dict(h=12, w=12, s=(4, 5), pads=(4, 0, 0, 0))
+    layer = make_layer(np.random.default_rng(1), c=16, m=16, **strided)
+    config = load_config("base", ["mesh.rows=1", "mesh.cols=4", "hbm.channels=2"])
+    program = check([layer], config)
     # Four output rows of three pixels, the first of padding alone, which loads a word of row 0.
     assert program.rooflines[0].input_words == 3 * 11
 
