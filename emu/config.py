@@ -283,6 +283,8 @@ def _problem(error: ValidationError, where: str) -> UserError:
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         text = "no such setting"
+    elif first["type"] != "value_error":  # ours say what they got
+        text = f"{text}, not {first['input']!r}"
     return UserError(f"{where}: {name + ': ' if name else ''}{text}")
 
 
@@ -320,12 +322,15 @@ def load_config(chip: str = "base", settings: Iterable[str] = ()) -> Config:
             raise UserError(f"chip {chip!r}: not a preset ({known}) and not a TOML file")
         try:
             tree = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise UserError(f"{chip}: cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{chip}: not valid TOML: {error}") from None
         base = tree.pop("base", "base")
-        if base not in PRESETS:
-            raise UserError(f"{chip}: base = {base!r} is not a preset")
+        if not isinstance(base, str) or base not in PRESETS:
+            raise UserError(f"{chip}: base = {base!r} is not a preset ({', '.join(PRESETS)})")
         tree = _merge(_merge({"name": path.stem}, PRESETS[base]), tree)
+    settings = list(settings)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not all(key.split(".")):
@@ -337,4 +342,5 @@ def load_config(chip: str = "base", settings: Iterable[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _problem(error, chip) from None
+        where = f"{chip} with --set {' '.join(settings)}" if settings else chip
+        raise _problem(error, where) from None

@@ -268,7 +268,7 @@ def _plan_layer(config: Config, shape: Geometry, frames: int | None) -> list[Pla
     least = shape.taps + 2 * 256 + 8 + 2
     raise UserError(
         f"layer {shape.name}: does not fit the scratchpad of {config.scratchpad.words} words: one "
-        f"output pixel needs at least {least} words with two parameter frames"
+        f"output pixel needs at least {least} words with two parameter frames: raise scratchpad.kib"
     )
 
 

@@ -160,7 +160,8 @@ def _value(info: Any) -> Value:
 
     tensor = info.type.tensor_type
     code = tensor.elem_type
-    dtype = _TYPES.get(code) or TensorProto.DataType.Name(code).lower()
+    known = code in TensorProto.DataType.values()
+    dtype = TensorProto.DataType.Name(code).lower() if known else f"of unknown type {code}"
     if not info.type.HasField("tensor_type"):
         dtype = "not a tensor"
     if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):

@@ -188,6 +188,14 @@ def test_dump_round_trip(tmp_path):
     program.write_images([words[:, ::-1] for words in image], tmp_path)  # as a dump is written
     for found, expected in zip(program.read_dump(tmp_path), image, strict=True):
         np.testing.assert_array_equal(found, expected)
-    (tmp_path / "channel_1.bin").unlink()
+    path = tmp_path / "channel_1.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    with pytest.raises(UserError, match=r"channel_1.bin: \d+ bytes are no whole number of words"):
+        program.read_dump(tmp_path)
+    path.write_bytes(data[:-16])
+    with pytest.raises(UserError, match=r"the dump has \d+ words per channel, \d+ are needed"):
+        program.outputs(program.read_dump(tmp_path))
+    path.unlink()
     with pytest.raises(UserError, match="no dump of channel 1"):
         program.read_dump(tmp_path)

@@ -55,7 +55,8 @@ def test_toml_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("mesh = [", "not valid TOML"), ("[mesh]\nrow = 3\n", "mesh.row: no such setting"),
-     ('base = "huge"\n', "not a preset"), ("mesh = 3\n", "mesh")],
+     ('base = "huge"\n', "not a preset"), ("mesh = 3\n", "mesh"), ("base = {}\n", "not a preset"),
+     ("[mesh]\nrows = 17\n", "mesh.rows: Input should be less than or equal to 16, not 17")],
 )
 def test_bad_toml_is_refused(tmp_path, text, message):
     path = tmp_path / "bad.toml"

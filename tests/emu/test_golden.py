@@ -125,3 +125,22 @@ def test_other_wrong_files(tmp_path, network):
 def test_wrong_inputs_to_evaluate(network):
     with pytest.raises(UserError, match=r"tiny.matmul: x is missing"):
         evaluate(network, {})
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_are_refused_or_read(tmp_path, network, save):
+    """Whatever zlib, zipfile or numpy say to a few wrong bytes, it is one error of ours."""
+    path, rng = tmp_path / "in.npz", np.random.default_rng(1)
+    save(path, **random_inputs(network, 1))
+    data = path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data), size=3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_inputs(network, path)
+        except UserError:
+            refused += 1
+    assert refused > 100

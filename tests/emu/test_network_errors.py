@@ -151,6 +151,14 @@ def test_operands_that_only_we_check(name, value, text):
     assert message.startswith("model: QGemm gemm: ") and text in message
 
 
+def test_an_unknown_type_is_refused():
+    def change(proto):
+        proto.graph.input[0].type.tensor_type.elem_type = 56
+
+    message = refusal(changed(change, models.gemm_model))
+    assert "model: " in message and "56" in message
+
+
 def test_input_type_and_zero_point_differ():
     def change(proto):
         proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
