@@ -7,10 +7,9 @@ Exit codes: 0 done, 1 the machine failed (mismatch, broken invariant, no end), 2
 
 import argparse
 import json
-import os
-import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from emu.config import PRESETS, load_config
 from emu.errors import UserError
+from sim.interrupt import stopping
 
 ERROR_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
@@ -117,28 +117,37 @@ def _waves(arguments: argparse.Namespace):
     scope, start, end = "", 0, FOREVER
     if arguments.wave_tile:
         x, _, y = arguments.wave_tile.partition(",")
-        if not (x.isdigit() and y.isdigit()):
+        if not (x.isdecimal() and y.isdecimal()):
             raise UserError(f"--wave-tile {arguments.wave_tile}: write it as X,Y")
+        mesh = load_config(arguments.chip, arguments.settings).mesh
+        if int(x) >= mesh.cols or int(y) >= mesh.rows:
+            raise UserError(f"--wave-tile {arguments.wave_tile}: the last tile of this chip is "
+                            f"{mesh.cols - 1},{mesh.rows - 1}")
+        if arguments.sim == "icarus":
+            raise UserError(f"--wave-tile {arguments.wave_tile}: Icarus records the whole chip: "
+                            "leave it out, or use --sim verilator")
         scope = f"headrace.tile_{int(x)}_{int(y)}"
     if arguments.wave_cycles:
-        first, _, last = arguments.wave_cycles.partition(":")
-        if not (first.isdigit() and (last.isdigit() or not last)):
+        first, colon, last = arguments.wave_cycles.partition(":")
+        if not (colon and first.isdecimal() and (last.isdecimal() or not last)):
             raise UserError(f"--wave-cycles {arguments.wave_cycles}: write it as A:B")
+        if last and int(first) >= int(last):
+            raise UserError(f"--wave-cycles {arguments.wave_cycles}: A must be less than B")
         start = (int(first) + RESET_CYCLES + 1) * PERIOD_NS * 1000
         end = (int(last) + RESET_CYCLES + 1) * PERIOD_NS * 1000 if last else FOREVER
     return Waves(path=arguments.waves, scope=scope, start=start, end=end)
 
 
 def _write_json(path: str | None, value: object) -> None:
+    from sim.files import write
+
     if path is None:
         return
     text = json.dumps(value, indent=1) + "\n"
     if path == "-":
         sys.stdout.write(text)
         return
-    temporary = Path(f"{path}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write(path, text.encode())
 
 
 def _verilog(arguments: argparse.Namespace, console: Console) -> None:
@@ -150,7 +159,8 @@ def _verilog(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
-    from sim.execute import Options, check_writable, compare, run
+    from sim.execute import Options, compare, run
+    from sim.files import check_writable
     from sim.tables import compare_table, run_tables
 
     check_writable(None if arguments.json == "-" else arguments.json)
@@ -212,36 +222,45 @@ HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "list": _list, "d
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        arguments = build_parser().parse_args(argv)
-        if arguments.version:
-            from importlib.metadata import version
-
-            console.print(f"headrace {version('headrace')}", highlight=False)
-            return 0
-        if arguments.command is None:
-            build_parser().print_help()
-            return ERROR_EXIT
-        for path in getattr(arguments, "load", ()):
-            _load(path)
-        HANDLERS[arguments.command](arguments, console)
-        return 0
+        with stopping():
+            return _command(argv)
     except UserError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return ERROR_EXIT
-    except KeyboardInterrupt:
-        print("headrace: interrupted", file=sys.stderr)
-        return INTERRUPT_EXIT
+        return _fail(str(error), ERROR_EXIT)
     except ModuleNotFoundError as error:
-        print(f"headrace: {error.name} is not installed: install headrace[sim]", file=sys.stderr)
-        return ERROR_EXIT
+        return _fail(f"{error.name} is not installed: install headrace[sim]", ERROR_EXIT)
+    except OSError as error:  # the host's: no memory, no space, a file that went away
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", ERROR_EXIT)
+    except KeyboardInterrupt:
+        warnings.simplefilter("ignore")  # of hardware that was being made
+        return _fail("interrupted", INTERRUPT_EXIT)
     except Exception as error:
         if type(error).__name__ != "RunError":
             raise
-        print(f"headrace: {error}", file=sys.stderr)
-        return FAILURE_EXIT
+        return _fail(str(error), FAILURE_EXIT)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"headrace: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    console = Console()
+    arguments = build_parser().parse_args(argv)
+    if arguments.version:
+        from importlib.metadata import version
+
+        console.print(f"headrace {version('headrace')}", highlight=False)
+        return 0
+    if arguments.command is None:
+        build_parser().print_help()
+        return ERROR_EXIT
+    for path in getattr(arguments, "load", ()):
+        _load(path)
+    HANDLERS[arguments.command](arguments, console)
+    return 0
 
 
 if __name__ == "__main__":

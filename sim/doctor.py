@@ -38,6 +38,19 @@ def _libpython() -> bool:
     return find_libpython() is not None
 
 
+def missing_for(simulator: str) -> list[str]:
+    """Distribution packages that a build or run in ``simulator`` lacks here."""
+    packages = {"g++": "g++"}  # its version is part of every build's key
+    packages |= (
+        {"iverilog": "iverilog", "vvp": "iverilog"} if simulator == "icarus"
+        else {"make": "make", "perl": "perl"}
+    )
+    missing = {package for tool, package in packages.items() if shutil.which(tool) is None}
+    if not _libpython():
+        missing.add("libpython3")
+    return sorted(missing)
+
+
 def check() -> list[Row]:
     """Look for everything; never raises."""
     rows = [Row("python", True, sys.version_info >= (3, 11), sys.version.split()[0])]

@@ -29,11 +29,13 @@ from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
 from emu.network.golden import golden, load_inputs, random_inputs
+from emu.network.layers import Network
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
 from hdl.verilog import Design, generate
-from sim import runner, sampler
+from sim import doctor, runner, sampler
+from sim.files import check_cache, check_writable, npz, write
 from sim.measure import ConservationError, measure
 from sim.waves import Waves
 
@@ -212,32 +214,69 @@ def run(
     UserError: For bad input, before anything is built.
     RunError: If outputs differ, a conservation check fails or the machine does not end.
     """
-    options = options or Options()
-    config = load_config(chip, settings)
     check_writable(output)
+    return _execute(_prepare(workload, chip, settings, options or Options(), progress),
+                    output, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A run with nothing left that its user could have got wrong."""
+
+    workload: str
+    network: Network
+    inputs: dict[str, NDArray]
+    program: Program
+    options: Options
+    replay: str
+
+
+def _prepare(
+    workload: str, chip: str, settings: Iterable[str], options: Options, progress: Progress
+) -> _Job:
+    """Check everything and compile, which finds what does not fit; builds nothing."""
+    settings = list(settings)
+    config = load_config(chip, settings)
     policy_number(config.prefetch.policy)
     registered_logic()
+    if options.seed < 0:
+        raise UserError(f"seed {options.seed}: must not be negative")
+    if options.cycle_limit is not None and options.cycle_limit < 1:
+        raise UserError(f"cycle limit {options.cycle_limit}: must be at least 1")
     if options.waves:
         options.waves.check(options.simulator)
+    check_cache()
+    missing = doctor.missing_for(options.simulator)
+    if missing:
+        raise UserError(
+            f"simulator {options.simulator} needs the distribution's {' and '.join(missing)}: "
+            "install first, then see headrace doctor"
+        )
     network = load_network(workload)
     inputs = (
         load_inputs(network, options.inputs) if options.inputs
         else random_inputs(network, options.seed)
     )
     progress("compiling")
-    program = compile_network(network, config)
-    if not runner.available(options.simulator):
-        raise UserError(f"simulator {options.simulator} is not installed: see headrace doctor")
-    replay = replay_command(workload, chip, settings, options)
+    return _Job(
+        workload=workload, network=network, inputs=inputs,
+        program=compile_network(network, config), options=options,
+        replay=replay_command(workload, chip, settings, options),
+    )
+
+
+def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any]:
+    """Simulate, compare, measure."""
+    program, options, replay = job.program, job.options, job.replay
     try:
-        simulated = _simulate(program, program.image(inputs), options, progress)
+        simulated = _simulate(program, program.image(job.inputs), options, progress)
     except RunError as error:
         raise RunError(f"{error}; replay: {replay}") from None
     progress("comparing with ONNX Runtime")
     outputs = program.outputs(simulated.pop("image"))
-    verified = _mismatches(network, inputs, outputs)
+    verified = _mismatches(job.network, job.inputs, outputs)
     try:
-        result = measure(program, simulated, workload)
+        result = measure(program, simulated, job.workload)
     except ConservationError as error:
         raise RunError(f"{error}; replay: {replay}") from None
     result |= {
@@ -252,7 +291,7 @@ def run(
         "peak_memory_mib": _peak_memory_mib(),
     }
     if output:
-        np.savez(output, allow_pickle=False, **outputs)
+        write(output, npz(outputs))
     if verified["mismatches"]:
         raise RunError(
             f"{verified['mismatches']} of {verified['outputs']} outputs differ from ONNX Runtime; "
@@ -283,16 +322,6 @@ def _peak_memory_mib() -> float:
     return round(peak / 1024, 1)
 
 
-def check_writable(path: str | None) -> None:
-    if path is None:
-        return
-    folder = Path(path).resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write {path}: folder {folder} is missing or not writable")
-    if Path(path).is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
-
-
 def compare(
     workload: str,
     vary: Mapping[str, Iterable[str]],
@@ -302,13 +331,21 @@ def compare(
     options: Options | None = None,
     progress: Progress = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """One result per combination of ``vary`` (setting name to values), the baseline first."""
-    results = []
-    names = list(vary)
+    """One result per combination of ``vary`` (setting name to values), the baseline first.
+
+    Raises
+    ------
+    UserError: For bad input in any combination, before anything is built.
+    RunError: As `run`.
+    """
+    settings, jobs = list(settings), []
     for values in itertools.product(*vary.values()):
-        change = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
-        progress(" ".join(change))
-        result = run(workload, chip=chip, settings=[*settings, *change], options=options,
-                     progress=progress)
-        results.append({"varied": dict(zip(names, values, strict=True)), **result})
+        varied = dict(zip(vary, values, strict=True))
+        change = [f"{name}={value}" for name, value in varied.items()]
+        job = _prepare(workload, chip, [*settings, *change], options or Options(), progress)
+        jobs.append((varied, job))
+    results = []
+    for varied, job in jobs:
+        progress(" ".join(f"{name}={value}" for name, value in varied.items()))
+        results.append({"varied": varied, **_execute(job, None, progress)})
     return results

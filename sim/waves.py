@@ -5,6 +5,7 @@ Verilator ignores ``$dumpvars`` scopes and ``$dumpoff``, so the window is built 
 main that cocotb ships, by three substitutions in a copy; Icarus gets a small dump module.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Waves:
         folder = Path(self.path).resolve().parent
         if not folder.is_dir():
             raise UserError(f"cannot write {self.path}: no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write {self.path}: folder {folder} is not writable")
         if self.format not in ("vcd", "fst"):
             raise UserError(f"--waves {self.path}: the name must end in .vcd or .fst")
         if self.format == "fst" and simulator == "verilator":

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM: nothing that was started goes on, whichever process the signal reached."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that ``pid`` started, theirs included; none where there is no /proc."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone by now
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(path.parent.name))
+    found, pending = [], [pid]
+    while pending:
+        children = parents.get(pending.pop(), [])
+        found += children
+        pending += children
+    return found
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for pid in descendants(os.getpid()):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM end every process started here and raise KeyboardInterrupt.
+
+    A terminal's Ctrl-C reaches compilers and simulators by itself; ``kill`` reaches one process,
+    and threads that wait for a compiler would go on waiting.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield
+        return
+    old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C: no process stays, nothing half-made stays, whether it comes in a build or in a run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from emu.config import load_config
+from sim import runner
+from sim.execute import design_key, design_of, run
+from sim.interrupt import descendants
+
+pytestmark = [
+    pytest.mark.rtl,
+    pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc"),
+]
+SECONDS = 10
+"""Far less than a build or the long run takes to end by itself, on a busy machine too."""
+
+
+def interrupt(process, ready, number):
+    """Signal ``process`` alone as soon as ``ready`` of its descendants' command lines."""
+    deadline = time.monotonic() + 120
+    while not ready(commands(process.pid)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = descendants(process.pid)
+    process.send_signal(number)
+    error = process.communicate(timeout=SECONDS)[1]
+    time.sleep(0.1)
+    process.stderr.close()
+    return error, [pid for pid in children if alive(pid)]
+
+
+def commands(pid):
+    found = []
+    for child in descendants(pid):
+        with suppress(OSError):  # gone by now
+            found.append(Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def alive(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def start(workload, cache, temporary):
+    temporary.mkdir()
+    environment = {**os.environ, "HEADRACE_CACHE": str(cache), "TMPDIR": str(temporary)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sim.cli", "run", workload, "--chip", "small"], text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_a_build(tmp_path, number):
+    design_of(load_config("small"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    name = f"verilog-{design_key(load_config('small'))}.json"
+    shutil.copy(runner.cache_home() / name, cache / name)  # straight to the build
+    process = start("tiny.conv3x3", cache, tmp_path / "tmp")
+    error, left = interrupt(
+        process, lambda found: any("cc1plus" in c or "verilator_bin" in c for c in found), number
+    )
+    assert error == "headrace: interrupted\n" and process.returncode == 130
+    assert left == []
+    assert [path.name for path in cache.iterdir()] == [name]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_in_a_run(tmp_path):
+    run("tiny.conv3x3", chip="small")  # built
+    process = start("resnet50.res4_3x3", runner.cache_home(), tmp_path / "tmp")
+    error, left = interrupt(
+        process, lambda found: any("+images=" in c for c in found), signal.SIGINT
+    )
+    assert error == "headrace: interrupted\n" and process.returncode == 130
+    assert left == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert run("tiny.conv3x3", chip="small")["verified"]["mismatches"] == 0
