@@ -364,7 +364,7 @@ def run_bench(
 ) -> dict[str, tuple[int, int]]:
     """Build and run one component bench under every variant it names, see `sim.benches`.
 
-    ``variants`` limits it to these, ``quick`` asks for a short run.
+    ``variants`` limits it to these, ``quick`` asks for a short run of those in its ``QUICK``.
 
     Raises
     ------
@@ -372,8 +372,10 @@ def run_bench(
     """
     from hdl.verilog import generate
 
-    factories = importlib.import_module(f"sim.benches.{name}").VARIANTS
-    chosen = list(variants) or list(factories)
+    module = importlib.import_module(f"sim.benches.{name}")
+    factories = module.VARIANTS
+    short = getattr(module, "QUICK", ()) if quick else ()
+    chosen = list(variants or short or factories)
     for variant in chosen:
         if variant not in factories:
             raise UserError(f"{name} has no variant {variant!r}, only {', '.join(factories)}")

@@ -3,7 +3,8 @@
 
 A bench is a module with ``VARIANTS`` (name to a function that makes the component) and cocotb
 tests; the variant under test is in ``HEADRACE_VARIANT``. The test suite asks the long ones for a
-short run, which checks the same with less traffic: ``HEADRACE_QUICK``.
+short run, which checks the same with less traffic (``HEADRACE_QUICK``), and maybe only of those
+variants that ``QUICK`` names.
 """
 
 import os

@@ -30,6 +30,7 @@ VARIANTS = {
     "all_bank": lambda: _channel("hbm.refresh=all_bank"),
     "per_bank_b": lambda: _channel("hbm.timing=hbm2_b"),
 }
+QUICK = ("none_m2", "per_bank", "all_bank")
 
 SEQUENTIAL = {"none": 0.98, "none_m2": 0.98, "per_bank": 0.97, "per_bank_b": 0.97,
               # tRFC 260 of tREFI 3900, and closing and opening rows around it: 20 to 40 cycles.
