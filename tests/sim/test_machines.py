@@ -53,6 +53,15 @@ def test_inputs_too_large_for_a_scratchpad_even_for_one_pixel(odd, tmp_path):
     assert run(str(path), chip=odd)["verified"] == {"outputs": 94 * 24, "mismatches": 0}
 
 
+@pytest.mark.rtl
+@pytest.mark.parametrize("simulator", ["icarus"], indirect=True)
+@pytest.mark.parametrize("workload", TINY)
+def test_one_tile_with_64_kib(simulator, workload):
+    settings = ("mesh.rows=1", "mesh.cols=1", "hbm.channels=1", "scratchpad.kib=64")
+    result = run(workload, chip="small", settings=settings, options=Options(simulator=simulator))
+    assert result["verified"]["outputs"] > 0 and result["verified"]["mismatches"] == 0
+
+
 MACHINES = {
     "one tile": ("mesh.rows=1", "mesh.cols=1", "hbm.channels=1"),
     "one tile between two channels": ("mesh.rows=1", "mesh.cols=1"),
