@@ -159,6 +159,7 @@ def _verilog(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
+    from emu.network.golden import EXPLAIN
     from sim.execute import Options, compare, run
     from sim.files import check_writable
     from sim.tables import compare_table, run_tables
@@ -169,25 +170,25 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         waves=_waves(arguments) if arguments.command == "run" else None,
         cycle_limit=arguments.cycle_limit,
     )
-    show = Console(stderr=True)
-    result: object
-    with show.status("") as status:
+    with Console(stderr=True).status("") as status:
         if arguments.command == "run":
-            result = single = run(
+            results = [run(
                 arguments.workload, chip=arguments.chip, settings=arguments.settings,
                 options=options, output=arguments.output, progress=status.update,
-            )
-            tables = run_tables(single)
+            )]
+            tables = run_tables(results[0])
         else:
-            result = several = compare(
+            results = compare(
                 arguments.workload, _varied(arguments.vary), chip=arguments.chip,
                 settings=arguments.settings, options=options, progress=status.update,
             )
-            tables = [compare_table(several)]
+            tables = [compare_table(results)]
     if arguments.json != "-":
         for table in tables:
             console.print(table)
-    _write_json(arguments.json, result)
+    _write_json(arguments.json, results[0] if arguments.command == "run" else results)
+    for condition in results[0]["verified"]["conditions"]:
+        print(f"headrace: {condition}: {EXPLAIN[condition]}", file=sys.stderr)
 
 
 def _varied(texts: Sequence[str]) -> dict[str, list[str]]:

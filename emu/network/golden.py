@@ -24,6 +24,11 @@ from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
 SATURATION = "u8s8_saturation"
 """Condition: ONNX Runtime saturated uint8 x int8 products; the outputs are the exact ones."""
+EXPLAIN = {
+    SATURATION: "ONNX Runtime saturates uint8 x int8 products on this machine (no VNNI); outputs "
+    "are compared with exact integer arithmetic instead",
+}
+"""What each condition means to whoever reads the result."""
 
 
 class GoldenWarning(UserWarning):
@@ -121,15 +126,13 @@ def golden(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray
     result = evaluate(network, inputs)
     for condition in result.conditions:
         warnings.warn(
-            f"{condition}: ONNX Runtime saturates uint8 x int8 products on this machine (no VNNI); "
-            f"{network.name} is compared with exact integer arithmetic instead",
-            GoldenWarning,
-            stacklevel=2,
+            f"{network.name}: {condition}: {EXPLAIN[condition]}", GoldenWarning, stacklevel=2
         )
     return result.outputs
 
 
 __all__ = [
+    "EXPLAIN",
     "SATURATION",
     "Golden",
     "GoldenWarning",

@@ -18,7 +18,7 @@ SCHEMA = {
     "workload": TEXT,
     "chip": dict,
     "policy": {"name": TEXT, "depth": COUNT, "threshold": COUNT},
-    "verified": {"outputs": COUNT, "mismatches": COUNT},
+    "verified": {"outputs": COUNT, "mismatches": COUNT, "conditions": list},
     "cycles": COUNT,
     "bytes": {
         "hbm_read": COUNT, "hbm_write": COUNT, "mesh_link": COUNT, "scratchpad_read": COUNT,
@@ -60,7 +60,7 @@ def test_json(tmp_path, capsys):
     result = json.loads(path.read_text())
     check_schema(result, SCHEMA)
     assert result["schema"] == 1 and result["workload"] == "tiny.conv1x1" and result["seed"] == 7
-    assert result["verified"] == {"outputs": 1680, "mismatches": 0}
+    assert result["verified"] == {"outputs": 1680, "mismatches": 0, "conditions": []}
     assert Config.model_validate(result["chip"]).mesh.tiles == 4
     assert result["policy"]["name"] == "next_layer"
     assert 0 < result["mac_utilisation"] < 1 and 0 < result["hbm_utilisation"] < 1
