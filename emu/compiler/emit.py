@@ -140,6 +140,8 @@ class Emitter:
         _, c = self.roles[use.step][tile]
         block, tiles = step.weights[c].descriptors[use.descriptor]
         rect, members, leader = self.share_rect(tile, use.step)
+        # A tile that is idle at first may fetch its first blocks at once, but not into tiles that
+        # still use their frames for an earlier step.
         if child and child.step != use.step:
             follows = self.share_rect(tile, child.step) == (rect, members, leader)
             child = child if follows else None
@@ -151,7 +153,7 @@ class Emitter:
             child_valid=int(child is not None), child=child.number if child else 0,
             frequency=1 if use.generation == 0 and use.descriptor == 0 else ALWAYS,
             rect=encode_rect(rect), members=members, leader_x=leader[0], leader_y=leader[1],
-            start=int(starts and (members == 1 or tile in self.started)),
+            start=int(starts and (members == 1 or (use.step == 0 and tile in self.started))),
         )
 
     # Streams

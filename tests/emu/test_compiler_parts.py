@@ -4,12 +4,14 @@
 import numpy as np
 import pytest
 
+from emu.compiler import compile_network
 from emu.compiler.geometry import geometry_of
 from emu.compiler.images import Tensor, from_channels, to_channels
 from emu.compiler.mapping import Split, candidates, choose, encode_rect, rect_tiles
 from emu.compiler.tiling import chunks
 from emu.config import channel_of, load_config
 from emu.interpreter import tiles_of
+from emu.isa import Opcode, decode
 from tests.emu.compiler_layers import make_layer
 
 
@@ -100,3 +102,29 @@ def test_pointwise_layers_are_one_row():
 def test_grouped_needs_only_its_input_groups():
     layer = make_layer(np.random.default_rng(0), c=128, m=64, h=4, w=4, groups=2)
     assert geometry_of(layer).needs == ((0, 4), (0, 4), (4, 4), (4, 4))
+
+
+def _early_fetches(layers):
+    """Numbers of members of the frames that tiles fill before any lookup, by tile."""
+    program = compile_network(layers, load_config("small"))
+    commands = {
+        tile: [decode(command) for command in stream] for tile, stream in program.streams.items()
+    }
+    return program.plans, {
+        tile: fields["members"] for tile, found in commands.items()
+        for opcode, fields in found if opcode == Opcode.LAYER and fields["start"]
+    }
+
+
+def test_only_a_first_layer_is_fetched_early_into_other_tiles():
+    """A leader that has nothing to do in the first layer would write over its followers' frames."""
+    rng = np.random.default_rng(1)
+    private = make_layer(rng, c=1, m=1, h=4, w=7, k=(3, 1), pads=(1, 1, 0, 1), target="t")
+    shared = make_layer(
+        rng, c=1, m=8, h=3, w=9, k=(3, 3), pads=(1, 0, 0, 0), x_zero=private.y_zero, source="t",
+    )
+    plans, early = _early_fetches([private, shared])
+    assert plans[0].startswith("1x4 ") and plans[1].startswith("4x1 ")
+    assert early and set(early.values()) == {1}
+    plans, early = _early_fetches([shared])
+    assert set(early.values()) == {4}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX models of one random layer, for sweeps over the RTL."""
+"""ONNX models of random layers and chains of them, for sweeps over the RTL."""
 
 import numpy as np
 from onnx import helper
@@ -120,3 +120,52 @@ def _product(rng, gemm, large, *, activation, weight, per_channel, bias):
     return f"{shape} to {outputs}{' A transposed' if transposed else ''}", (
         [node], {"x": (activation, shape)}, {"y": (activation, result)}, constants,
     )
+
+
+def random_chain(seed: int) -> tuple[str, bytes]:
+    """(description, model) of two to six layers, each reading what the one before wrote."""
+    rng = np.random.default_rng([seed, 7])
+    activation, weight = COMBINATIONS[rng.integers(3)]
+    batch, channels = int(rng.choice([1, 1, 2, 5])), int(rng.choice(CHANNELS))
+    size = [int(n) for n in rng.integers(4, 24, 2)]
+    inputs = {"x": (activation, (batch, channels, *size))}
+    nodes: list = []
+    constants: dict = {}
+    text = f"{seed}: {activation}/{weight} {batch}x{channels}x{size[0]}x{size[1]}"
+    count = int(rng.integers(2, 7))
+    source = "x"
+    for number in range(count):
+        prefix, target = f"l{number}.", f"t{number}"
+        last = number == count - 1
+        if last and rng.integers(2):  # a classifier
+            depth, outputs = channels * size[0] * size[1], int(rng.integers(1, 200))
+            weights = draw(rng, (depth, outputs), weight)
+            nodes.append(helper.make_node("Flatten", [source], [f"flat{number}"], f"f{number}"))
+            nodes.append(gemm_node(f"flat{number}", target, prefix, f"g{number}"))
+            size, shape = [1, 1], (batch, outputs)
+        else:
+            kernel = [min(int(rng.choice([1, 1, 3, 5])), n) for n in size]
+            stride = [int(n) for n in rng.choice([1, 1, 1, 2], 2)]
+            pads = [int(n) for n in rng.integers(0, 2, 4)]
+            depthwise = channels > 1 and not rng.integers(4)
+            outputs = channels if depthwise else int(rng.choice(CHANNELS))
+            depth = (1 if depthwise else channels) * kernel[0] * kernel[1]
+            weights = draw(rng, (outputs, 1 if depthwise else channels, *kernel), weight)
+            nodes.append(conv_node(
+                source, target, prefix, f"c{number}", group=channels if depthwise else 1,
+                strides=stride, pads=pads, kernel_shape=kernel,
+            ))
+            size = [
+                (size[i] + pads[i] + pads[i + 2] - kernel[i]) // stride[i] + 1 for i in range(2)
+            ]
+            shape = (batch, outputs, *size)
+        found = operands(rng, weights, outputs, depth, activation=activation, weight=weight)
+        if number:
+            found |= {"xs": constants[f"l{number - 1}.ys"], "xz": constants[f"l{number - 1}.yz"]}
+        constants |= {prefix + role: value for role, value in found.items()}
+        source, channels = target, outputs
+        if activation == "s8" and rng.integers(2):
+            nodes.append(helper.make_node("Relu", [target], [f"r{number}"], f"relu{number}"))
+            source = f"r{number}"
+        text += f" > {list(shape[1:])}"
+    return text, models.model(nodes, inputs, {source: (activation, shape)}, constants)

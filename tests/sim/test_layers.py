@@ -12,7 +12,7 @@ from emu.network.workloads import load_network
 from sim.execute import Options, run
 from tests.emu import network_models as models
 from tests.emu.network_models import conv_node, draw, gemm_node, operands
-from tests.sim.random_layers import random_layer
+from tests.sim.random_layers import random_chain, random_layer
 
 S8 = dict(activation="s8", weight="s8")
 MIXED = dict(activation="u8", weight="s8")
@@ -156,6 +156,20 @@ def test_layer_larger_than_the_scratchpads(tmp_path, name):
     check(tmp_path / "m.onnx", data)
     program = compile_network(load_network(tmp_path / "m.onnx"), load_config("small"), check=False)
     assert any(plan in text for text in program.plans), program.plans
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("seed", [0, 1, 19, 54, 83])
+def test_random_chain(tmp_path, seed):
+    """Layers split in different ways one after another: who leads whom, and when, changes."""
+    check(tmp_path / "m.onnx", random_chain(seed)[1], seed + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.rtl
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_more_random_chains(tmp_path, seed):
+    check(tmp_path / "m.onnx", random_chain(seed)[1], seed + 1)
 
 
 @pytest.mark.slow
