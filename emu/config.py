@@ -342,5 +342,5 @@ def load_config(chip: str = "base", settings: Iterable[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        where = f"{chip} with --set {' '.join(settings)}" if settings else chip
+        where = f"{chip} with --set" if settings else chip
         raise _problem(error, where) from None

@@ -91,7 +91,8 @@ CASES = [
     ([*TINY, "--chip", "base.toml"], "base.toml: base = [1] is not a preset"),
     ([*TINY, "--chip", "text.toml"], "text.toml: not valid TOML"),
     ([*TINY, "--chip", "binary.toml"], "binary.toml: not valid TOML"),
-    ([*TINY, "--set", "mesh.rows=99"], "small with --set mesh.rows=99: mesh.rows: Input should be"),
+    ([*TINY, "--set", "mesh.rows=99"],
+     "small with --set: mesh.rows: Input should be less than or equal to 16, not 99"),
     ([*TINY, "--set", "mesh.rows"], "--set mesh.rows: write it as section.name=value"),
     ([*TINY, "--set", "mesh.rowz=2"], "mesh.rowz: no such setting"),
     ([*TINY, "--set", "scratchpad.kib=7"], "scratchpad.kib must be a power of two"),
@@ -203,10 +204,9 @@ def test_cache_folder(folder, monkeypatch, cache, message, capsys):
     assert message in error and "set HEADRACE_CACHE" in error and error.count("\n") == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("option", ["--output", "--json", "--waves"])
-def test_folder_without_permission(folder, option, capsys):
-    (folder / "folder").chmod(0o500)
+def test_folder_without_permission(folder, monkeypatch, option, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert main([*TINY, option, "folder/file.vcd"]) == 2
     assert "not writable" in capsys.readouterr().err
 
