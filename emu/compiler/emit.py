@@ -140,11 +140,12 @@ class Emitter:
         _, c = self.roles[use.step][tile]
         block, tiles = step.weights[c].descriptors[use.descriptor]
         rect, members, leader = self.share_rect(tile, use.step)
-        # A tile that is idle at first may fetch its first blocks at once, but not into tiles that
-        # still use their frames for an earlier step.
         if child and child.step != use.step:
+            # A tile that is idle between two steps, or at first, may fetch early for itself, but
+            # not into tiles that use their frames for a step in between.
+            near = members == 1 or child.step == use.step + 1
             follows = self.share_rect(tile, child.step) == (rect, members, leader)
-            child = child if follows else None
+            child = child if near and follows else None
         self.streams[tile].add(
             Opcode.LAYER, layer=use.number, first_block=use.first_block,
             blocks=-(-tiles // BLOCK_TILES), last_tiles=(tiles - 1) % BLOCK_TILES,

@@ -124,7 +124,7 @@ class Memory:
         if self.used > self.config.hbm_words:
             need, have = self.used * WORD_BYTES, self.config.hbm_words * WORD_BYTES
             raise UserError(
-                f"{what} does not fit HBM: {need / 2**20:.1f} MiB needed, {have / 2**20:.1f} MiB "
+                f"no room in HBM for {what}: {need / 2**20:.1f} MiB needed, {have / 2**20:.1f} MiB "
                 f"there, {(need - have) / 2**20:.1f} MiB too many: raise hbm.mib or hbm.channels"
             )
         return base

@@ -158,7 +158,7 @@ def test_roofline_of_known_layers():
 def test_too_large_for_hbm():
     layer = make_layer(np.random.default_rng(1), c=2048, m=2048)
     config = load_config("small", ["hbm.mib=1"])
-    with pytest.raises(UserError, match=r"does not fit HBM: .* MiB too many"):
+    with pytest.raises(UserError, match=r"no room in HBM for weights of layer: .* MiB too many"):
         compile_network([layer], config)
 
 

@@ -128,3 +128,22 @@ def test_only_a_first_layer_is_fetched_early_into_other_tiles():
     assert early and set(early.values()) == {1}
     plans, early = _early_fetches([shared])
     assert set(early.values()) == {4}
+
+
+def test_shared_blocks_are_prefetched_only_from_one_step_to_the_next():
+    """Not over a step in which a leader is idle while its followers share frames otherwise."""
+    rng = np.random.default_rng(2)
+    first = make_layer(
+        rng, c=17, m=64, h=15, w=14, k=(5, 1), pads=(1, 1, 0, 0), source="t0", target="t1")
+    second = make_layer(
+        rng, c=64, m=96, h=12, w=15, k=(5, 5), pads=(0, 1, 0, 0), x_zero=first.y_zero,
+        source="t1", target="t2")
+    third = make_layer(
+        rng, c=96, m=64, h=8, w=12, k=(5, 3), pads=(1, 1, 0, 0), x_zero=second.y_zero,
+        source="t2", target="t3")
+    program = compile_network([first, second, third], load_config("base"))
+    assert [plan.split()[0] for plan in program.plans] == ["4x4", "2x8", "4x4"]
+    for stream in program.streams.values():
+        found = [fields for opcode, fields in map(decode, stream) if opcode == Opcode.LAYER]
+        assert all(fields["members"] > 1 for fields in found)
+        assert not any(fields["child_valid"] for fields in found)
