@@ -114,8 +114,11 @@ def _simulate(
     progress(f"building with {options.simulator} (cached by content)")
     begin = time.perf_counter()
     wave_format = options.waves.format if options.waves else ""
-    folder = runner.build(design, options.simulator, waves=wave_format,
-                          lines=options.profile is not None)
+    try:
+        folder = runner.build(design, options.simulator, waves=wave_format,
+                              lines=options.profile is not None)
+    except RuntimeError as error:
+        raise RunError(f"the build failed: {error}") from None
     build_seconds = time.perf_counter() - begin
     workdir = Path(options.keep) if options.keep else Path(tempfile.mkdtemp(prefix="headrace-"))
     workdir.mkdir(parents=True, exist_ok=True)
@@ -138,11 +141,15 @@ def _simulate(
         (workdir / "job.json").write_text(json.dumps(job))
         plusargs = (f"+images={images}", f"+dump={dumps}", f"+dump_words={program.dump_words}")
         progress("simulating")
-        tests, failures = runner.run(
-            design, folder, options.simulator, "sim.chip_bench", workdir=workdir,
-            plusargs=plusargs, env={"HEADRACE_JOB": str(workdir / "job.json")},
-            seed=options.seed, gpi_clock=True, waves=options.waves,
-        )
+        try:
+            tests, failures = runner.run(
+                design, folder, options.simulator, "sim.chip_bench", workdir=workdir,
+                plusargs=plusargs, env={"HEADRACE_JOB": str(workdir / "job.json")},
+                seed=options.seed, gpi_clock=True, waves=options.waves,
+            )
+        except RuntimeError as error:  # it crashed, or was killed
+            log = _keep_log(workdir)
+            raise RunError(f"the simulator ended early: {error}: see {log}") from None
         if failures or not tests or not (workdir / "result.json").exists():
             raise RunError(f"the simulation failed: see {_keep_log(workdir)}")
         result = json.loads((workdir / "result.json").read_text())

@@ -25,13 +25,21 @@ SECONDS = 10
 """Far less than a build or the long run takes to end by itself, on a busy machine too."""
 
 
-def interrupt(process, ready, number):
-    """Signal ``process`` alone as soon as ``ready`` of its descendants' command lines."""
+def wait_for(process, ready):
+    """Until ``ready`` of a descendant's command line; its process."""
     deadline = time.monotonic() + 120
-    while not ready(commands(process.pid)):
+    while True:
+        for pid, command in commands(process.pid).items():
+            if ready(command):
+                return pid
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def interrupt(process, ready, number):
+    """Signal ``process`` alone as soon as ``ready`` of a descendant's command line."""
+    wait_for(process, ready)
     children = descendants(process.pid)
     process.send_signal(number)
     error = process.communicate(timeout=SECONDS)[1]
@@ -41,10 +49,10 @@ def interrupt(process, ready, number):
 
 
 def commands(pid):
-    found = []
+    found = {}
     for child in descendants(pid):
         with suppress(OSError):  # gone by now
-            found.append(Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "))
+            found[child] = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
     return found
 
 
@@ -71,22 +79,30 @@ def test_in_a_build(tmp_path, number):
     name = f"verilog-{design_key(load_config('small'))}.json"
     shutil.copy(runner.cache_home() / name, cache / name)  # straight to the build
     process = start("tiny.conv3x3", cache, tmp_path / "tmp")
-    error, left = interrupt(
-        process, lambda found: any("cc1plus" in c or "verilator_bin" in c for c in found), number
-    )
+    error, left = interrupt(process, lambda c: "cc1plus" in c or "verilator_bin" in c, number)
     assert error == "headrace: interrupted\n" and process.returncode == 130
     assert left == []
     assert [path.name for path in cache.iterdir()] == [name]
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / "tmp").glob("headrace*")) == []
 
 
 def test_in_a_run(tmp_path):
     run("tiny.conv3x3", chip="small")  # built
     process = start("resnet50.res4_3x3", runner.cache_home(), tmp_path / "tmp")
-    error, left = interrupt(
-        process, lambda found: any("+images=" in c for c in found), signal.SIGINT
-    )
+    error, left = interrupt(process, lambda command: "+images=" in command, signal.SIGINT)
     assert error == "headrace: interrupted\n" and process.returncode == 130
     assert left == []
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / "tmp").glob("headrace*")) == []
     assert run("tiny.conv3x3", chip="small")["verified"]["mismatches"] == 0
+
+
+def test_a_simulator_that_dies(tmp_path):
+    run("tiny.conv3x3", chip="small")  # built
+    process = start("resnet50.res4_3x3", runner.cache_home(), tmp_path / "tmp")
+    os.kill(wait_for(process, lambda command: "+images=" in command), signal.SIGKILL)
+    error = process.communicate(timeout=SECONDS)[1]
+    process.stderr.close()
+    assert process.returncode == 1 and error.count("\n") == 1
+    assert error.startswith("headrace: the simulator ended early: ")
+    assert "; replay: headrace run resnet50.res4_3x3" in error
+    assert list((tmp_path / "tmp").glob("headrace*")) == []
