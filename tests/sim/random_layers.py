@@ -122,8 +122,8 @@ def _product(rng, gemm, large, *, activation, weight, per_channel, bias):
     )
 
 
-def random_chain(seed: int) -> tuple[str, bytes]:
-    """(description, model) of two to six layers, each reading what the one before wrote."""
+def random_chain(seed: int, most: int = 6) -> tuple[str, bytes]:
+    """(description, model) of two to ``most`` layers, each reading what the one before wrote."""
     rng = np.random.default_rng([seed, 7])
     activation, weight = COMBINATIONS[rng.integers(3)]
     batch, channels = int(rng.choice([1, 1, 2, 5])), int(rng.choice(CHANNELS))
@@ -132,7 +132,7 @@ def random_chain(seed: int) -> tuple[str, bytes]:
     nodes: list = []
     constants: dict = {}
     text = f"{seed}: {activation}/{weight} {batch}x{channels}x{size[0]}x{size[1]}"
-    count = int(rng.integers(2, 7))
+    count = int(rng.integers(2, most + 1))
     source = "x"
     for number in range(count):
         prefix, target = f"l{number}.", f"t{number}"
@@ -145,7 +145,7 @@ def random_chain(seed: int) -> tuple[str, bytes]:
             size, shape = [1, 1], (batch, outputs)
         else:
             kernel = [min(int(rng.choice([1, 1, 3, 5])), n) for n in size]
-            stride = [int(n) for n in rng.choice([1, 1, 1, 2], 2)]
+            stride = [int(n) for n in rng.choice([1, 1, 1, 2], 2)] if number < 6 else [1, 1]
             pads = [int(n) for n in rng.integers(0, 2, 4)]
             depthwise = channels > 1 and not rng.integers(4)
             outputs = channels if depthwise else int(rng.choice(CHANNELS))

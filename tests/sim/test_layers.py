@@ -165,6 +165,14 @@ def test_random_chain(tmp_path, seed):
     check(tmp_path / "m.onnx", random_chain(seed)[1], seed + 1)
 
 
+@pytest.mark.rtl
+def test_a_chain_longer_than_the_descriptors(tmp_path):
+    """Tiles number their layer descriptors modulo 64 and write them in groups of 20."""
+    text, data = random_chain(0, most=60)
+    assert text.count(">") > 40
+    check(tmp_path / "m.onnx", data)
+
+
 @pytest.mark.slow
 @pytest.mark.rtl
 @pytest.mark.parametrize("seed", range(100, 160))
