@@ -211,9 +211,13 @@ def compile_network(
     UserError
         If a layer fits neither the scratchpads nor HBM, or a size exceeds its command field.
     """
-    layers = list(network.layers if isinstance(network, Network) else network)
+    given = network.layers if isinstance(network, Network) else network
+    layers = [layer for layer in given if isinstance(layer, ConvLayer)]
     if not layers:
         raise UserError("the network has no layers")
+    for layer in given:
+        if not isinstance(layer, ConvLayer):
+            raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
     plans = _plan(config, layers)
     memory = Memory(config)
     memory.allocate(config.mesh.tiles, "the directory")

@@ -55,5 +55,7 @@ def exact(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]
     """Graph outputs of ``network`` for graph ``inputs``, by name."""
     tensors = network.to_layers(inputs)
     for layer in network.layers:
+        if not isinstance(layer, ConvLayer):
+            raise NotImplementedError(f"{type(layer).__name__} has no exact evaluation yet")
         tensors[layer.output_name] = run_layer(layer, tensors[layer.input_name])
     return network.from_layers(tensors)

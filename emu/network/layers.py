@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compiler compiles: convolutions in integers, and the graph tensors around them.
+"""What the compiler compiles: layers in integers, and the graph tensors around them.
 
 A matrix product is a convolution with a 1x1 kernel whose pixels are the rows of A. Graph tensors
 keep the shape that the model gives them; `Tensor.to_layer` and `Tensor.from_layer` are the exact
@@ -52,18 +52,49 @@ class Tensor:
         return values.reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A layer tensor as a layer reads or writes it: name, (N, C, H, W), signedness, zero point."""
+
+    name: str
+    shape: Shape4
+    is_signed: bool
+    zero: int
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """A quantised addition behind a layer: ``clamp(rne(f32(y * scale + table[byte of c])))``.
+
+    source: c, of the output's shape.
+    scale, table: ``ra`` and float32[256] of `emu.requantise.add_table`; ``y`` is in its own domain.
+    target: The sum; its range, or a fused Relu or Clip, is ``clip_low .. clip_high``.
+    """
+
+    source: Operand
+    target: Operand
+    scale: np.float32
+    table: NDArray[np.float32]
+    clip_low: int
+    clip_high: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConvLayer:
     """One layer: ``y = clamp(rne(f32(sum (x - x_zero)(w - w_zero) + bias) * scale) + y_zero)``.
 
     name: The ONNX node's name (its first output if it has none).
-    input_name, output_name: Layer tensors; a fused Relu or Clip gives its output's name.
+    input_name, output_name: Layer tensors; a fused Relu or Clip gives its output's name. With a
+        residual or a table, ``output_name``, ``y_zero`` and ``y_signed`` are of the convolution
+        proper, which nothing else reads; `target` is what the layer writes.
     input_shape, output_shape: (N, C, H, W) and (N, M, OH, OW).
     weights: int8 or uint8 (M, C/groups, KH, KW), as in the model.
     pads: top, left, bottom, right; padding has the value ``x_zero``.
     bias: int32[M].
     scale: float32[M], positive and normal: ``f32(f32(sx * sw) / sy)``.
     clip_low, clip_high: In the output's domain: its type's range or a fused clip.
+    residual: An addition fused behind the convolution.
+    table: uint8[256], applied last: byte of y (or of the sum) to byte of ``table_target``.
     """
 
     name: str
@@ -85,6 +116,24 @@ class ConvLayer:
     y_signed: bool
     clip_low: int
     clip_high: int
+    residual: Residual | None = None
+    table: NDArray[np.uint8] | None = None
+    table_target: Operand | None = None
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        """Every layer tensor that the layer reads."""
+        x = Operand(self.input_name, self.input_shape, bool(self.x_signed), int(self.x_zero))
+        return (x, self.residual.source) if self.residual else (x,)
+
+    @property
+    def target(self) -> Operand:
+        """The layer tensor that the layer writes."""
+        if self.table_target:
+            return self.table_target
+        if self.residual:
+            return self.residual.target
+        return Operand(self.output_name, self.output_shape, bool(self.y_signed), int(self.y_zero))
 
     @property
     def weight_signed(self) -> bool:
@@ -101,6 +150,146 @@ class ConvLayer:
         return self.weights.size
 
 
+class _WithoutWeights:
+    """Defaults of layers that multiply nothing by constants."""
+
+    macs: int = 0
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoolLayer(_WithoutWeights):
+    """Window maximum, or ``requantise(sum(x - x_zero), scale)`` for an average.
+
+    Taps outside the image are skipped. ``scale`` is `emu.requantise.pool_scale` of the window's
+    size (an average whose windows hang over the border is for the importer to refuse).
+    Global pooling: the kernel is the image.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    kind: Literal["max", "average"]
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    scale: np.float32
+    clip_low: int
+    clip_high: int
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AddLayer(_WithoutWeights):
+    """``clamp(rne(f32(a * scale + table[byte of b])))`` of equal shapes: QLinearAdd."""
+
+    name: str
+    sources: tuple[Operand, Operand]
+    target: Operand
+    scale: np.float32
+    table: NDArray[np.float32]
+    clip_low: int
+    clip_high: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MultiplyLayer(_WithoutWeights):
+    """``requantise((a - a_zero) * (b - b_zero), scale)`` of equal shapes: QLinearMul."""
+
+    name: str
+    sources: tuple[Operand, Operand]
+    target: Operand
+    scale: np.float32
+    clip_low: int
+    clip_high: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableLayer(_WithoutWeights):
+    """``y = table[byte of x]``, element by element: Sigmoid, Tanh, Gelu, requantisation, ..."""
+
+    name: str
+    source: Operand
+    target: Operand
+    table: NDArray[np.uint8]
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NormLayer(_WithoutWeights):
+    """Layer normalisation of every pixel over its channels: `emu.normalise.layer_norm`.
+
+    gamma, beta: float32[C]; epsilon, the input's and the output's scale: float32.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    gamma: NDArray[np.float32]
+    beta: NDArray[np.float32]
+    epsilon: float
+    x_scale: float
+    y_scale: float
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftmaxLayer(_WithoutWeights):
+    """Softmax of every pixel over its channels as ONNX Runtime's QLinearSoftmax computes it."""
+
+    name: str
+    source: Operand
+    target: Operand
+    x_scale: float
+    y_scale: float
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionLayer(_WithoutWeights):
+    """Per head ``softmax(Q K^T) V`` in integers; scores and probabilities stay in the scratchpads.
+
+    sources: q (1, heads*d, 1, S), k and v (1, heads*d, 1, T): a pixel is a token; d % 16 == 0.
+    scores: signedness and zero point of the scores, ``requantise(sum (q - zq)(k - zk),
+        score_scale)``; softmax as `SoftmaxLayer` with ``scores_scale`` as its x_scale and
+        ``probability_scale`` as its y_scale; ``requantise(sum (p - zp)(v - zv), value_scale)``.
+    """
+
+    name: str
+    sources: tuple[Operand, Operand, Operand]
+    target: Operand
+    heads: int
+    scores: Operand
+    probabilities: Operand
+    score_scale: np.float32
+    scores_scale: float
+    probability_scale: float
+    value_scale: np.float32
+
+    @property
+    def macs(self) -> int:  # type: ignore[override]
+        q, k, _ = self.sources
+        return 2 * q.shape[1] * q.shape[3] * k.shape[3]
+
+
+Layer = (
+    ConvLayer | PoolLayer | AddLayer | MultiplyLayer | TableLayer | NormLayer | SoftmaxLayer
+    | AttentionLayer
+)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
     """Layers in order of execution, the graph's inputs and outputs, and the model itself.
@@ -109,7 +298,7 @@ class Network:
     """
 
     name: str
-    layers: tuple[ConvLayer, ...]
+    layers: tuple[Layer, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     model: Any = field(repr=False)
