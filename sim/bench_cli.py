@@ -8,6 +8,7 @@ from pathlib import Path
 from emu.errors import UserError
 from sim import runner
 from sim.cli import OneLineParser
+from sim.interrupt import stopping
 from sim.waves import Waves
 
 
@@ -33,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     variants = [arguments.variant] if arguments.variant else []
     if waves and not variants:
         variants = runner.variant_names(arguments.bench)[:1]
-    report = runner.run_bench(arguments.bench, arguments.sim, workdir=workdir,
-                              seed=arguments.seed, waves=waves, variants=variants)
+    with stopping():
+        report = runner.run_bench(arguments.bench, arguments.sim, workdir=workdir,
+                                  seed=arguments.seed, waves=waves, variants=variants)
     for variant, (tests, failed) in report.items():
         print(f"{arguments.bench} {variant}: {tests - failed} passed, {failed} failed "
               f"({arguments.sim}, seed {arguments.seed}, log {workdir / variant / 'run.log'})")

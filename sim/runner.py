@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Icarus, Verilator
@@ -24,10 +24,7 @@ from hdl.verilog import Design
 from sim import lockstep
 from sim.waves import Waves, icarus_module, verilator_main
 
-LINT_OFF = (
-    "DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "UNDRIVEN", "WIDTHEXPAND", "WIDTHTRUNC",
-    "CASEINCOMPLETE", "PINCONNECTEMPTY", "UNOPTFLAT",
-)
+LINT_OFF = ("DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC")
 
 MAKE_VARIABLES = (
     "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
@@ -142,11 +139,14 @@ def build(
     pieces = lockstep.pieces(design) if stepped(design, simulator, waves, optimise) else {}
     key = hashlib.sha256()
     tools = [version(name) for name in ("verilator", "cocotb", "amaranth", "pyosys")]
-    gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
+    gxx = ""
+    if simulator == "verilator":
+        gxx = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True,
+                             check=False).stdout
     # Waves are of short stretches, so what matters there is the build.
     levels = _levels(optimise and not waves, lines)
-    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx.stdout, levels[-1], waves)[:20]}"
-    for part in [simulator, waves, *levels, *tools, gxx.stdout, sys.executable, vlt]:
+    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx, levels[-1], waves)[:20]}"
+    for part in [simulator, waves, *levels, *tools, gxx, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
         key.update(name.encode() + b"\0" + design.files[name].encode())
@@ -192,12 +192,23 @@ def alone(path: Path) -> Iterator[None]:
     """One process at a time makes ``path``: a second one waits here, then finds it made."""
     lock = path.with_name(f"{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, lock):  # its last holder removed it while this process waited
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
@@ -238,12 +249,20 @@ def _compile_macros(
             for command in (verilate, make):
                 done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
                 if done.returncode:
-                    raise RuntimeError(f"{' '.join(command[:1])} failed: see {folder}/build.log")
+                    kept = _keep_log(folder) if done.returncode > 0 else "nothing: it was killed"
+                    raise RuntimeError(f"{command[0]} failed: see {kept}")
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(library, lockstep.macros(design)))
     top = {f"{design.top}.v": design.files[f"{design.top}.v"], **pieces}
     return _write(top, work)
+
+
+def _keep_log(folder: Path) -> Path:
+    """A failed build's log, out of the folder that is about to go."""
+    kept = cache_home() / "last-failure.log"
+    shutil.copyfile(folder / "build.log", kept)
+    return kept
 
 
 def _lend(runtime: Path, work: Path) -> tuple[str, ...]:
@@ -285,11 +304,14 @@ def _compile(design, simulator, work, sources, vlt, waves, levels, runtime) -> N
             sources.append(work / "headrace_waves.v")
             args += ["-s", "headrace_waves"]
     runner.waves = bool(waves)
-    runner.build(
-        sources=sources, hdl_toplevel=design.top, build_dir=work, build_args=args,
-        timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator",
-        always=True, log_file=work / "build.log",
-    )
+    try:
+        runner.build(
+            sources=sources, hdl_toplevel=design.top, build_dir=work, build_args=args,
+            timescale=("1ns", "1ps"), waves=bool(waves) and simulator == "verilator",
+            always=True, log_file=work / "build.log",
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}: see {_keep_log(work)}") from None
     if simulator == "verilator":
         _keep(runtime, work)
 
