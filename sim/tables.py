@@ -74,6 +74,7 @@ def summary_table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> 
     table = Table("", *(label for label, _ in rows), title=title)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
+        column.overflow = "fold"
         column.justify = "right"
     results = [result for _, result in rows]
     for name, show in SUMMARY.items():
