@@ -134,7 +134,8 @@ COMPUTE: Fields = (
     ("residual_table", 16),          # 256 float32 T[c] (64 words): y = rne(f32(a*ra + T[c]))
     ("residual_scale", 32),          # ra, float32
     ("residual_low", -9), ("residual_high", -9),
-    ("residual_a_zero", -9), ("residual_signed", 1),
+    ("residual_a_zero", -9), ("residual_signed", 1),   # of a, the one that is multiplied
+    ("residual_indexes", 1),         # 0: a is the residual, c the output; 1: the other way round
 )
 
 MOVE: Fields = (

@@ -64,10 +64,12 @@ class Operand:
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """A quantised addition behind a layer: ``clamp(rne(f32(y * scale + table[byte of c])))``.
+    """A quantised addition behind a layer: ``clamp(rne(f32(a * scale + table[byte of c])))``.
 
-    source: c, of the output's shape.
-    scale, table: ``ra`` and float32[256] of `emu.requantise.add_table`; ``y`` is in its own domain.
+    source: The other addend, of the output's shape.
+    source_first: The other addend is a, the first operand of QLinearAdd, and the layer's y is c;
+        if not, a is y. The two differ in a few results per million.
+    scale, table: ``ra`` and float32[256] of `emu.requantise.add_table`; ``a`` is in its own domain.
     target: The sum; its range, or a fused Relu or Clip, is ``clip_low .. clip_high``.
     """
 
@@ -77,6 +79,7 @@ class Residual:
     table: NDArray[np.float32]
     clip_low: int
     clip_high: int
+    source_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,7 +27,8 @@ class Drain(wiring.Component):
     """Turns one accumulator half into output words, one `DrainCommand` after another.
 
     Per pixel p: ``c = requantise(acc[p] + bias)``; with a residual ``c = clamp(rne(f32((a -
-    residual_a_zero) * residual_scale + T[byte of c])))``, a the word at ``residual + p*out_step``;
+    residual_a_zero) * residual_scale + T[byte of c])))``, a the word at ``residual + p*out_step``
+    (with ``residual_indexes`` a and c change places; the output may be written over the residual);
     with a table ``c = table[byte of c]``; c goes to word ``out + p*out_step``. With ``out_int32``
     lanes 4q .. 4q+3 of ``acc[p] + bias`` go to word ``out + p*out_step + q`` instead. Bits equal
     those of `emu.requantise`.
@@ -133,6 +134,7 @@ class Drain(wiring.Component):
         m.submodules.residuals = residuals = Fifo(WORD_BITS, self._depth)
         current = issuer.current
         active, high, last = Signal(), Signal(), Signal()
+        swap, other = current.residual_indexes, Signal(8 * self._lanes)
         reserved = Signal(range(self._depth + 1))  # words requested and not yet consumed
         words = residuals.o.payload
         m.d.comb += [
@@ -141,14 +143,15 @@ class Drain(wiring.Component):
             addends.write.eq(reader.residual_table),
             addends.row.eq(reader.row),
             addends.word.eq(reader.word),
-            addends.index.eq(requantiser.y),
+            other.eq(Mux(high, words[64:], words[:64]) if self._lanes == 8 else words),
+            addends.index.eq(Mux(swap, other, requantiser.y.as_value())),
             reader.room.eq(reserved != self._depth),
             issuer.requested.eq(reader.requested),
             residuals.i.valid.eq(reader.residual),
             residuals.i.payload.eq(reader.word),
             residuals.o.ready.eq(adder.valid & last),
             adder.valid.eq(requantiser.y_valid & active),
-            adder.a.eq(Mux(high, words[64:], words[:64]) if self._lanes == 8 else words),
+            adder.a.eq(Mux(swap, requantiser.y.as_value(), other)),
             adder.a_signed.eq(current.residual_signed),
             adder.a_zero.eq(current.residual_a_zero),
             adder.addend.eq(addends.entry),

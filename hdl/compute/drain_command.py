@@ -22,8 +22,9 @@ DrainCommand = data.StructLayout(
         "residual_scale": 32,
         "residual_low": signed(9),
         "residual_high": signed(9),
-        "residual_a_zero": signed(9),  # subtracted from the other addend before the multiply
-        "residual_signed": 1,          # the other addend's bytes are int8
+        "residual_a_zero": signed(9),  # subtracted from the multiplied addend before the multiply
+        "residual_signed": 1,          # the multiplied addend's bytes are int8
+        "residual_indexes": 1,         # the residual indexes T and the output is multiplied
         "half": 1,
         # 1: the tables in the scratchpad are those of the command before (a later output group of
         # the same COMPUTE); 0 loads them anew, which is always right and costs up to 80 cycles.

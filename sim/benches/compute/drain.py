@@ -92,6 +92,7 @@ def random_command(rng, machine: Machine, out: int, number: int, pixels: int, ki
         "residual_scale": int(np.float32(rng.uniform(0.1, 2)).view(np.uint32)),
         "residual_low": residual_low, "residual_high": residual_low + 255,
         "residual_a_zero": int(rng.choice([0, -128])), "residual_signed": int(rng.integers(0, 2)),
+        "residual_indexes": int(rng.integers(0, 2)),
         "half": number & 1, "same_tables": 0,
     }
 
@@ -115,6 +116,9 @@ def expected(memory, accumulators, c: dict) -> dict[int, bytes]:
         words = [(c["residual"] + p * c["out_step"]) & 0xFFFF for p in range(c["pixels"])]
         a = rq.from_bytes(memory[words].ravel(), bool(c["residual_signed"])).reshape(-1, 16)
         table = memory[c["residual_table"] : c["residual_table"] + 64].view(np.float32).ravel()
+        if c["residual_indexes"]:
+            a, y = rq.from_bytes(rq.to_bytes(y).ravel(), bool(c["residual_signed"])), a
+            a = a.reshape(-1, 16)
         y = rq.add_by_table(
             a, y, np.uint32(c["residual_scale"]).view(np.float32), table,
             offset=c["residual_a_zero"], low=c["residual_low"], high=c["residual_high"],

@@ -123,6 +123,7 @@ class Reference:
                 acc = wrap_int32(self.acc[:pixels])
                 drain = f | {
                     "half": 0, "residual_a_zero": f.get("residual_a_zero", 0),
+                    "residual_indexes": f.get("residual_indexes", 0),
                     "out": f["out"] + group * f["out_group"], "params": f["params"] + 8 * group,
                     "residual": f["residual"] + group * f["residual_group"],
                 }
