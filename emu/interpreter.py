@@ -28,7 +28,7 @@ from emu.isa import (
     WeightMode,
     decode,
 )
-from emu.requantise import requantise
+from emu.requantise import add_by_table, from_bytes, requantise, to_bytes
 from emu.tile_state import Bytes, Counts, Fields, ProgramError, Tile, offsets, tiles_of
 
 AT_DISPATCH = (
@@ -351,9 +351,10 @@ class Interpreter:
             tile.held.discard(key)
 
     def _drain(self, tile: Tile, f: Fields, g: int) -> None:
-        if f["out_int32"] or f["table_valid"] or f["residual_valid"]:
-            raise ProgramError(f"{tile.name}: the interpreter has no such drain")
+        if f["out_int32"]:
+            raise ProgramError(f"{tile.name}: the interpreter has no int32 drain")
         params = f["params"] + 8 * g + np.arange(8)
+        self._check_tables(tile, f, g)
         out = f["out"] + g * f["out_group"] + np.arange(f["pixels"]) * f["out_step"]
         self._check(tile, params, len(tile.written), "parameters")
         self._check_written(tile, params, "drain")
@@ -366,7 +367,35 @@ class Interpreter:
                 tile.accumulators, raw[64:].view(np.float32), bias=raw[:64].view(np.int32),
                 zero=f["out_zero"], low=f["clip_low"], high=f["clip_high"],
             )
-            tile.data[out] = (result & 0xFF).astype(np.uint8)
+            tile.data[out] = self._behind(tile, f, g, result)
+
+    def _residual_words(self, f: Fields, g: int) -> NDArray[np.int64]:
+        return f["residual"] + g * f["residual_group"] + np.arange(f["pixels"]) * f["out_step"]
+
+    def _check_tables(self, tile: Tile, f: Fields, g: int) -> None:
+        reads = []
+        if f["residual_valid"]:
+            reads = [f["residual_table"] + np.arange(64), self._residual_words(f, g)]
+        if f["table_valid"]:
+            reads.append(f["table"] + np.arange(16))
+        for index in reads:
+            self._check(tile, index, len(tile.written), "drain")
+            self._check_written(tile, index, "drain")
+
+    def _behind(self, tile: Tile, f: Fields, g: int, y: NDArray[np.int32]) -> Bytes:
+        """Residual and table of a drain: bytes [pixel, lane]."""
+        if f["residual_valid"]:
+            other = tile.data[self._residual_words(f, g)]
+            index, multiplied = (other, to_bytes(y)) if f["residual_indexes"] else (to_bytes(y), other)
+            table = tile.data[f["residual_table"] + np.arange(64)].reshape(-1).view(np.float32)
+            y = add_by_table(
+                from_bytes(multiplied, bool(f["residual_signed"])), index, np.uint32(f["residual_scale"]).view(np.float32), table,
+                offset=f["residual_a_zero"], low=f["residual_low"], high=f["residual_high"],
+            )
+        data = to_bytes(y)
+        if f["table_valid"]:
+            data = tile.data[f["table"] + np.arange(16)].reshape(-1)[data]
+        return data
 
 
 def verify(program) -> Counts:

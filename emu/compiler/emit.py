@@ -6,11 +6,13 @@ other tiles' commands that come earlier in (step, item, op) order, so the progra
 interpreter's token game checks that again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emu.compiler.mapping import Rect, encode_rect, rect_tiles, single
 from emu.compiler.stream import BARRIER, START, Signal, Step, Stream, Tile, Wait, arrival
 from emu.compiler.tile_step import TileStep
+from emu.compiler.vector_step import TileVectorStep, VectorStep
 from emu.config import BLOCK_TILES, BLOCKS, LAYERS, Config
 from emu.errors import UserError
 from emu.isa import SIGNALS, WAITS, Opcode, Queue
@@ -35,15 +37,19 @@ class Use:
 class Emitter:
     """Emits every tile's stream of a program."""
 
-    def __init__(self, config: Config, steps: list[Step]):
+    def __init__(self, config: Config, steps: Sequence[Step | VectorStep]):
         self.config, self.steps = config, steps
+        self.convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
+        self.order = {index: rank for rank, index in enumerate(self.convs)}
         self.streams: dict[Tile, Stream] = {
             (x, y): Stream() for y in range(config.mesh.rows) for x in range(config.mesh.cols)
         }
         self.everyone: Rect = (0, config.mesh.cols - 1, 0, config.mesh.rows - 1, 0, 0)
-        self.roles = [self._roles(step) for step in steps]
-        self.members = [self._members(step) for step in steps]
-        self.busy = {tile for roles in self.roles for tile in roles}
+        self.roles = [self._roles(k) for k in range(len(steps))]
+        self.members = [self._members(k) for k in range(len(steps))]
+        self.busy = set()
+        for step, roles in zip(steps, self.roles, strict=True):
+            self.busy |= set(step.work) if isinstance(step, VectorStep) else set(roles)
         self.busy |= {tile for members in self.members for tile in members}
         if len(steps) > 1:  # barriers signal every tile, so every tile awaits them
             self.busy = set(self.streams)
@@ -52,17 +58,17 @@ class Emitter:
         self.started: set[Tile] = set()
         self.emitted_uses = dict.fromkeys(self.streams, 0)
 
-    @staticmethod
-    def _roles(step: Step) -> dict[Tile, tuple[int, int]]:
-        """Tiles that compute, and their parts."""
-        return {step.plan.split.tile(p, c): (p, c) for p, c in step.work}
+    def _roles(self, index: int) -> dict[Tile, tuple[int, int]]:
+        """Tiles that compute in a step of weights, and their parts."""
+        step = self.convs.get(index)
+        return {step.plan.split.tile(p, c): (p, c) for p, c in step.work} if step else {}
 
-    @staticmethod
-    def _members(step: Step) -> dict[Tile, int]:
+    def _members(self, index: int) -> dict[Tile, int]:
         """Tiles that only receive the multicast of pixel part p."""
-        plan = step.plan
-        if not plan.share_inputs:
+        step = self.convs.get(index)
+        if step is None or not step.plan.share_inputs:
             return {}
+        plan = step.plan
         idle = set(range(plan.split.channel_parts)) - set(step.active_channels())
         return {plan.split.tile(p, c): p for p in range(plan.split.pixel_parts) for c in idle}
 
@@ -75,7 +81,7 @@ class Emitter:
         seen = {tile: [-(1 << 30)] * BLOCKS for tile in self.streams}
         fetched = dict.fromkeys(self.streams, 0)
         start = 0
-        for index, step in enumerate(self.steps):
+        for index, step in self.convs.items():
             furthest = start
             for tile, (p, c) in self.roles[index].items():
                 block = start
@@ -129,21 +135,21 @@ class Emitter:
 
     def share_rect(self, tile: Tile, index: int) -> tuple[Rect, int, Tile]:
         """(rectangle, members, leader) of the tile's frames in ``step``."""
-        step, (_, c) = self.steps[index], self.roles[index][tile]
+        step, (_, c) = self.convs[index], self.roles[index][tile]
         if not step.plan.share_weights:
             return single(*tile), 1, tile
         rect = step.plan.split.weight_rect(c)
         return rect, len(rect_tiles(rect)), step.plan.split.tile(step.leader_of_weights(c), c)
 
     def _descriptor(self, tile: Tile, use: Use, child: Use | None, starts: bool) -> None:
-        step = self.steps[use.step]
+        step = self.convs[use.step]
         _, c = self.roles[use.step][tile]
         block, tiles = step.weights[c].descriptors[use.descriptor]
         rect, members, leader = self.share_rect(tile, use.step)
         if child and child.step != use.step:
             # A tile that is idle between two steps, or at first, may fetch early for itself, but
             # not into tiles that use their frames for a step in between.
-            near = members == 1 or child.step == use.step + 1
+            near = members == 1 or self.order[child.step] == self.order[use.step] + 1
             follows = self.share_rect(tile, child.step) == (rect, members, leader)
             child = child if near and follows else None
         self.streams[tile].add(
@@ -161,11 +167,15 @@ class Emitter:
 
     def emit(self) -> dict[Tile, list[bytes]]:
         """Commands of every tile; idle tiles only END."""
-        for tile in self.busy - set(self.roles[0]):
+        for tile in sorted(self.busy - set(self.roles[0])):
             self.begin(tile)
         for index, step in enumerate(self.steps):
             if index:
                 self._barrier(index)
+            if isinstance(step, VectorStep):
+                for tile in sorted(step.work):
+                    TileVectorStep(self, index, step, tile).emit()
+                continue
             for tile in sorted(self.busy):
                 if tile in self.roles[index]:
                     p, c = self.roles[index][tile]
@@ -179,7 +189,7 @@ class Emitter:
     def _find_followers(self) -> dict[Tile, set[Tile]]:
         """Leader of shared frames -> its followers, over all steps."""
         followed: dict[Tile, set[Tile]] = {}
-        for index, step in enumerate(self.steps):
+        for index, step in self.convs.items():
             for tile in self.roles[index] if step.plan.share_weights else ():
                 leader = self.share_rect(tile, index)[2]
                 if leader != tile:
@@ -194,7 +204,9 @@ class Emitter:
         FRAMES (which is not dispatched before the compute queue is idle), any other before its
         first shared COMPUTE.
         """
-        stream, plan = self.streams[tile], self.steps[0].plan
+        if not self.convs:
+            return
+        stream, plan = self.streams[tile], self.convs[min(self.convs)].plan
         leaders = sorted(leader for leader, tiles in self.followed.items() if tile in tiles)
         if tile in self.followed and not leaders:
             wait = [(START, len(self.followed[tile]))]
@@ -207,7 +219,7 @@ class Emitter:
 
     def take_start(self, tile: Tile, index: int) -> list[Wait]:
         """The wait of a leader before its first COMPUTE with shared frames."""
-        shared = self.steps[index].plan.share_weights
+        shared = self.convs[index].plan.share_weights
         if not shared or self.share_rect(tile, index)[2] != tile or tile in self.started:
             return []
         self.started.add(tile)
@@ -221,7 +233,9 @@ class Emitter:
         return [] if self.is_last(index) else [(BARRIER + index % 2, self.everyone)]
 
     def _barrier(self, index: int) -> None:
+        before = self.steps[index - 1]
         count = len(self.roles[index - 1]) + len(self.members[index - 1])
+        count = len(before.work) if isinstance(before, VectorStep) else count
         for tile in sorted(self.busy):
             wait = (BARRIER + (index - 1) % 2, count)
             self.streams[tile].add(Opcode.SYNC, [wait], queue=Queue.LOAD)

@@ -42,6 +42,11 @@ class _Bounds:
         return self.config.scratchpad.words
 
     @property
+    def out_slots(self) -> int:
+        """A residual lies in its output's slot before it is overwritten: it needs time to come."""
+        return 4 if self.shape.has_residual else 2
+
+    @property
     def blocks(self) -> int:
         return -(-self.tiles // BLOCK_TILES) + 1
 
@@ -59,7 +64,7 @@ def _bounds(config: Config, shape: Geometry, split: Split, groups: range) -> _Bo
         group_tiles=max(shape.passes(g) for g in groups),
         pixels=max(b - a for a, b in pixel_ranges),
         chunk_limit=min(config.core.accumulator_rows, max(16, config.scratchpad.words // 8)),
-        params=8 * out_groups,
+        params=8 * out_groups + shape.table_words,
     )
 
 
@@ -137,7 +142,8 @@ def _try_bands(
     most, count = _band_chunks(bounds, parts, bands == 1, tail)
     batch = _batch_limit(bounds, most, count)
     while True:
-        free = bounds.words - bounds.params - slots * slot_words - 2 * batch * most
+        outputs = bounds.out_slots * batch * most
+        free = bounds.words - bounds.params - slots * slot_words - outputs
         room = min(MAX_FRAMES, free // BLOCK_WORDS)
         if room >= max(enough, frames or 0):
             break
@@ -185,7 +191,7 @@ def _batch_limit(bounds: _Bounds, most: int, count: int) -> int:
     groups = bounds.out_groups
     is_quick = count > 1 or most * groups <= 64
     wanted = groups if is_quick else -(-groups // 4)
-    return max(1, min(wanted, 1023, bounds.words // 8 // most))
+    return max(1, min(wanted, 1023, bounds.words // (4 * bounds.out_slots) // most))
 
 
 def _try_parts(bounds: _Bounds, bands: int, frames: int | None) -> Plan | None:
@@ -193,7 +199,7 @@ def _try_parts(bounds: _Bounds, bands: int, frames: int | None) -> Plan | None:
     plane = max(sum(r.words for r in regions) for each in parts for regions in each)
     most, _ = _band_chunks(bounds, parts, False)
     have = frames or 2
-    free = bounds.words - bounds.params - have * BLOCK_WORDS - 2 * most
+    free = bounds.words - bounds.params - have * BLOCK_WORDS - bounds.out_slots * most
     held = free // 2 // plane
     if held < 1:
         return None
@@ -212,7 +218,8 @@ def _finish(bounds: _Bounds, *, mode, bands, batch, parts, frames, slots, plane,
         shape=shape, split=split, groups=bounds.groups, mode=mode, bands=bands,
         chunk_pixels=bounds.chunk_limit, batch=batch, parts=parts, frames=frames, slots=slots,
         plane=plane, slot_words=slot_words, out_slot_words=batch * most, params=0, inputs=inputs,
-        outputs=outputs, out_slots=2, frames_base=config.scratchpad.words - frames * BLOCK_WORDS,
+        outputs=outputs, out_slots=bounds.out_slots,
+        frames_base=config.scratchpad.words - frames * BLOCK_WORDS,
         tail=tail, share_weights=False, share_inputs=False,
     )
     return replace(plan, share_weights=_can_share_weights(plan, config),

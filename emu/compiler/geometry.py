@@ -15,6 +15,8 @@ from emu.errors import UserError
 from emu.network.layers import ConvLayer
 
 LANES = 16
+RESIDUAL_WORDS, BYTE_WORDS = 64, 16
+"""Words of a residual's float32 table and of a byte table."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Geometry:
     in_plane: int                    # memory words of one input group: all images
     diagonal: bool
     needs: tuple[tuple[int, int], ...]
+    has_residual: bool = False
+    table_words: int = 0             # residual's table, byte table
 
     @property
     def pixels(self) -> int:
@@ -131,6 +135,9 @@ def geometry_of(layer: ConvLayer) -> Geometry:
         name=layer.name, kernel=(kh, kw), dilation=(dy, dx), in_groups=in_groups,
         out_groups=out_groups, in_plane=batch * height * width, diagonal=diagonal,
         needs=_needs(layer.groups, group_inputs, outputs, out_groups, diagonal),
+        has_residual=layer.residual is not None,
+        table_words=RESIDUAL_WORDS * (layer.residual is not None)
+        + BYTE_WORDS * (layer.table is not None),
     )
     unpadded = pt == 0 and pl == 0 and tuple(layer.pads) == (0, 0, 0, 0)
     if kh == kw == sy == sx == 1 and unpadded:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.compiler.geometry import Geometry
+from emu.compiler.space_to_depth import from_blocks, to_blocks
 from emu.config import SEGMENT_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.network.layers import ConvLayer
@@ -58,13 +59,19 @@ def from_channels(config: Config, channels: list[Bytes]) -> Bytes:
 @dataclass(frozen=True)
 class Tensor:
     """An activation in HBM as ``C16``: word (c, image, y, x) at
-    ``base + ((c // 16 * images + image) * height + y) * width + x``."""
+    ``base + ((c // 16 * images + image) * height + y) * width + x``.
+
+    block: Pixels that lie in one (`emu.compiler.space_to_depth`); ``shape`` counts blocks then, and
+        ``size`` is the image's height and width.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
     base: int
     is_signed: bool
     zero: int
+    block: tuple[int, int] = (1, 1)
+    size: tuple[int, int] = (0, 0)
 
     @property
     def groups(self) -> int:
@@ -82,6 +89,8 @@ class Tensor:
     def pack(self, values: NDArray) -> Bytes:
         """Words of ``values`` (NCHW, in the tensor's own domain); padded channels hold the zero."""
         values = np.asarray(values)
+        if self.block != (1, 1) and values.shape[2:] == self.size:
+            values = to_blocks(values, self.block, self.zero)
         if values.shape != self.shape:
             raise UserError(
                 f"tensor {self.name}: shape {values.shape} given, {self.shape} expected"
@@ -100,6 +109,8 @@ class Tensor:
         n, c, h, w = self.shape
         full = words.reshape(self.groups, n, h, w, LANES).transpose(1, 0, 4, 2, 3)
         values = np.ascontiguousarray(full.reshape(n, self.groups * LANES, h, w)[:, :c])
+        if self.block != (1, 1):
+            values = from_blocks(values, self.block, self.size)
         return values.view(np.int8) if self.is_signed else values
 
 

@@ -160,11 +160,13 @@ def cost(config: Config, shape: Geometry, groups: range, split: Split) -> Cost:
         passes = sum(shape.passes(g) for g in range(first, last))
         low, high = shape.range_needs(first, last)
         compute = max(compute, passes * per_pass)
-        inbound = max(inbound, passes * words + (high - low) * max(regions) + 8 * (last - first))
+        extra = worst_pixels if shape.has_residual else 0
+        inbound = max(inbound, passes * words + (high - low) * max(regions)
+                      + (8 + extra) * (last - first) + shape.table_words)
         weights += passes * words
         if not shape.is_dense or c == 0:
             hbm += (high - low) * sum(regions)
-    hbm += weights + len(groups) * (shape.pixels + 8)
+    hbm += weights + len(groups) * ((2 if shape.has_residual else 1) * shape.pixels + 8)
     return Cost(compute, hbm / config.hbm.channels, inbound)
 
 

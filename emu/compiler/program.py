@@ -15,8 +15,9 @@ A program is one image of global HBM, words of 16 bytes, and nothing else:
 `to_channels` splits it over the pseudo-channels as `emu.config.channel_of` does.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,8 +40,17 @@ from emu.compiler.mapping import choose
 from emu.compiler.placement import near_channels
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
 from emu.compiler.schedule import schedule
+from emu.compiler.space_to_depth import block_of, over_blocks
 from emu.compiler.stream import Step
 from emu.compiler.tiling import Plan, Weights, input_cuts, plan_weights
+from emu.compiler.vector_step import (
+    VectorLayer,
+    VectorStep,
+    constants_of,
+    plan_vector,
+    vector_read_words,
+    vector_roofline,
+)
 from emu.config import (
     BLOCK_TILES,
     SEGMENT_WORDS,
@@ -52,7 +62,7 @@ from emu.config import (
 )
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
-from emu.network.layers import ConvLayer, Network
+from emu.network.layers import ConvLayer, Layer, Network
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ class Program:
         """Distinct HBM bytes that the layers refer to, commands excluded."""
         inputs: dict[str, int] = {}
         for bound in self.rooflines:
-            inputs[bound.source] = max(inputs.get(bound.source, 0), bound.input_words)
+            for name, words in bound.reads.items():
+                inputs[name] = max(inputs.get(name, 0), words)
         read = sum(inputs.values()) + sum(bound.constant_words for bound in self.rooflines)
         written = sum(bound.write_words for bound in self.rooflines)
         return {"hbm_read": WORD_BYTES * read, "hbm_write": WORD_BYTES * written}
@@ -198,7 +209,7 @@ class Program:
 
 
 def compile_network(
-    network: Network | Sequence[ConvLayer], config: Config, *, check: bool = True
+    network: Network | Sequence[Layer], config: Config, *, check: bool = True
 ) -> Program:
     """Compile ``network``, or layers in order of execution, for ``config``.
 
@@ -211,31 +222,37 @@ def compile_network(
     UserError
         If a layer fits neither the scratchpads nor HBM, or a size exceeds its command field.
     """
-    given = network.layers if isinstance(network, Network) else network
-    layers = [layer for layer in given if isinstance(layer, ConvLayer)]
+    layers = list(network.layers if isinstance(network, Network) else network)
     if not layers:
         raise UserError("the network has no layers")
-    for layer in given:
-        if not isinstance(layer, ConvLayer):
-            raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
-    plans = _plan(config, layers)
+    layers, blocks = _fill_lanes(layers)
+    plans = _plan(config, [layer for layer in layers if isinstance(layer, ConvLayer)])
     memory = Memory(config)
     memory.allocate(config.mesh.tiles, "the directory")
-    tensors = _tensors(memory, layers)
-    steps = [_place(memory, layers[k], plan, tensors) for k, plan in plans]
+    tensors = _tensors(memory, layers, blocks)
+    steps = _steps(memory, layers, plans, tensors)
     streams = Emitter(config, steps).emit()
     _place_streams(memory, config, streams)
-    produced = {layer.output_name for layer in layers}
-    wanted = produced - {layer.input_name for layer in layers}
+    produced = {layer.target.name for layer in layers}
+    wanted = produced - {source.name for layer in layers for source in layer.sources}
     if isinstance(network, Network):
         wanted = {tensor.layer_name for tensor in network.outputs}
     program = Program(
         config=config, streams=streams, words=memory.build(), tensors=tensors,
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in wanted),
-        rooflines=tuple(step_roofline(config, step) for step in steps),
-        plans=tuple(s.plan.describe() for s in steps),
-        planned_read_bytes=WORD_BYTES * sum(planned_read_words(config, step) for step in steps),
+        rooflines=tuple(
+            vector_roofline(config, step) if isinstance(step, VectorStep)
+            else step_roofline(config, step) for step in steps
+        ),
+        plans=tuple(
+            step.describe() if isinstance(step, VectorStep) else step.plan.describe()
+            for step in steps
+        ),
+        planned_read_bytes=WORD_BYTES * sum(
+            vector_read_words(step) if isinstance(step, VectorStep)
+            else planned_read_words(config, step) for step in steps
+        ),
         network=network if isinstance(network, Network) else None,
     )
     if check:
@@ -245,14 +262,36 @@ def compile_network(
     return program
 
 
-def _plan(config: Config, layers: list[ConvLayer]) -> list[tuple[int, Plan]]:
-    """(layer index, plan) of every step; all plans share one frame area."""
+def _plan(config: Config, layers: list[ConvLayer]) -> list[list[Plan]]:
+    """The plans of every layer's steps; all share one frame area."""
     shapes = [geometry_of(layer) for layer in layers]
     first = [_plan_layer(config, shape, None) for shape in shapes]
-    frames = min(plan.frames for plans in first for plan in plans)
+    frames = min((plan.frames for plans in first for plan in plans), default=0)
     if any(plan.frames != frames for plans in first for plan in plans):
         first = [_plan_layer(config, shape, frames) for shape in shapes]
-    return [(k, plan) for k, plans in enumerate(first) for plan in plans]
+    return first
+
+
+def _steps(
+    memory: Memory, layers: list[Layer], plans: list[list[Plan]], tensors: dict[str, Tensor]
+) -> list[Step | VectorStep]:
+    """Every layer's steps in order, with weights, parameters and tables laid out."""
+    config, rest = memory.config, iter(plans)
+    steps: list[Step | VectorStep] = []
+    limit = min((plan.frames_base for each in plans for plan in each),
+                default=config.scratchpad.words)
+    for layer in layers:
+        if isinstance(layer, ConvLayer):
+            steps += [_place(memory, layer, plan, tensors) for plan in next(rest)]
+        elif isinstance(layer, VectorLayer):
+            words, base = constants_of(layer), 0
+            if len(words):
+                base = memory.allocate(len(words), f"the table of {layer.name}")
+                memory.put(base, words)
+            steps.append(plan_vector(config, layer, tensors, limit, base))
+        else:
+            raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
+    return steps
 
 
 def _plan_layer(config: Config, shape: Geometry, frames: int | None) -> list[Plan]:
@@ -288,21 +327,39 @@ def _plan_groups(config: Config, shape: Geometry, groups: range, frames: int | N
     return fallback
 
 
-def _tensors(memory: Memory, layers: list[ConvLayer]) -> dict[str, Tensor]:
+Blocks = dict[str, tuple[tuple[int, int], tuple[int, int]]]
+"""Tensor to (block, image size) of those that are packed in blocks."""
+
+
+def _fill_lanes(layers: list[Layer]) -> tuple[list[Layer], Blocks]:
+    """Layers that alone read an input of few channels, over blocks of pixels."""
+    produced = {layer.target.name for layer in layers}
+    readers = Counter(source.name for layer in layers for source in layer.sources)
+    found: list[Layer] = []
+    blocks: Blocks = {}
+    for layer in layers:
+        if isinstance(layer, ConvLayer):
+            name, block = layer.input_name, block_of(layer)
+            if block != (1, 1) and name not in produced and readers[name] == 1:
+                blocks[name] = block, layer.input_shape[2:]
+                layer = over_blocks(layer, block)
+        found.append(layer)
+    return found, blocks
+
+
+def _tensors(memory: Memory, layers: list[Layer], blocks: Blocks) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        for name, shape, signed, zero in (
-            (layer.input_name, layer.input_shape, layer.x_signed, layer.x_zero),
-            (layer.output_name, layer.output_shape, layer.y_signed, layer.y_zero),
-        ):
-            known = tensors.get(name)
+        for end in (*layer.sources, layer.target):
+            known = tensors.get(end.name)
             if known is None:
-                tensor = Tensor(name, shape, 0, bool(signed), int(zero))
-                base = memory.allocate(tensor.words, f"tensor {name}", 64)
-                tensors[name] = Tensor(name, shape, base, bool(signed), int(zero))
-            elif known.shape != tuple(shape) or known.is_signed != bool(signed):
+                block = blocks.get(end.name, ((1, 1), (0, 0)))
+                tensor = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
+                base = memory.allocate(tensor.words, f"tensor {end.name}", 64)
+                tensors[end.name] = replace(tensor, base=base)
+            elif known.shape != tuple(end.shape) or known.is_signed != end.is_signed:
                 raise UserError(
-                    f"layer {layer.name}: tensor {name} is {known.shape}, {shape} expected"
+                    f"layer {layer.name}: tensor {end.name} is {known.shape}, {end.shape} expected"
                 )
     return tensors
 
@@ -315,11 +372,17 @@ def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tens
         if plan.channel_range(c)[0] < plan.channel_range(c)[1]
     ]
     weights = {c: plan_weights(plan, c, cuts) for c in active}
-    params = {}
+    params, tables = {}, []
+    if layer.residual:
+        table = np.asarray(layer.residual.table, np.float32)
+        tables.append(table.view(np.uint8).reshape(-1, WORD_BYTES))
+    if layer.table is not None:
+        tables.append(np.asarray(layer.table, np.uint8).reshape(-1, WORD_BYTES))
     for c in active:
         groups = range(*plan.channel_range(c))
-        params[c] = memory.allocate(8 * len(groups), f"parameters of {layer.name}")
-        memory.put(params[c], parameter_words(layer, plan.shape, groups))
+        words = np.concatenate([parameter_words(layer, plan.shape, groups), *tables])
+        params[c] = memory.allocate(len(words), f"parameters of {layer.name}")
+        memory.put(params[c], words)
     bases, stride = _weight_area(memory, layer, plan, weights)
     for c in active:
         _put_weights(memory, layer, plan, weights[c], c, bases[c], stride)
@@ -328,9 +391,9 @@ def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tens
         for p in range(plan.split.pixel_parts) for c in active
     }
     return Step(
-        layer=layer, plan=plan, source=tensors[layer.input_name], target=tensors[layer.output_name],
+        layer=layer, plan=plan, source=tensors[layer.input_name], target=tensors[layer.target.name],
         weights=weights, work=work, weight_base=bases, block_stride=stride,
-        params=params,
+        params=params, residual=tensors[layer.residual.source.name] if layer.residual else None,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emu.compiler.schedule import Work
 from emu.compiler.stream import Step
 from emu.config import Config
 
@@ -22,8 +23,7 @@ class Roofline:
     compute: int
     hbm: float
     inbound: int
-    source: str
-    input_words: int      # distinct words of tensor `source`
+    reads: dict[str, int] # distinct words of every tensor read
     constant_words: int   # weights and parameters
     write_words: int
     macs: int
@@ -53,6 +53,10 @@ def _input_words(step: Step) -> int:
     return int(np.count_nonzero(seen))
 
 
+def _residual_words(step: Step, work: Work) -> int:
+    return sum(op.drained_words for op in work.ops if op.last) if step.residual else 0
+
+
 def step_roofline(config: Config, step: Step) -> Roofline:
     """Bounds of one planned step."""
     plan, shape, layer = step.plan, step.plan.shape, step.layer
@@ -66,15 +70,19 @@ def step_roofline(config: Config, step: Step) -> Roofline:
         words = sum(piece.words for item in work.items for piece in item.pieces)
         tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
         words += work.generations * tiles * shape.tile_words + 8 * (last - first)
+        words += shape.table_words + _residual_words(step, work)
         compute, inbound = max(compute, passes), max(inbound, words)
     tiles = sum(shape.passes(g) for g in plan.groups)
-    inputs, constants = _input_words(step), tiles * shape.tile_words + 8 * len(plan.groups)
+    constants = tiles * shape.tile_words + 8 * len(plan.groups) + shape.table_words
+    reads = {step.source.name: _input_words(step)}
+    if step.residual:
+        reads[step.residual.name] = len(plan.groups) * shape.pixels
     write = len(plan.groups) * shape.pixels
     share = len(plan.groups) / shape.out_groups
     outputs, group_inputs, kh, kw = layer.weights.shape
     return Roofline(
-        name=shape.name, compute=compute, inbound=inbound, source=step.source.name,
-        hbm=(inputs + constants + write) / config.hbm.channels, input_words=inputs,
+        name=shape.name, compute=compute, inbound=inbound, reads=reads,
+        hbm=(sum(reads.values()) + constants + write) / config.hbm.channels,
         constant_words=constants, write_words=write,
         macs=round(share * shape.pixels * outputs * group_inputs * kh * kw),
     )
@@ -87,10 +95,11 @@ def planned_read_words(config: Config, step: Step) -> int:
     for (p, c), work in step.work.items():
         if not plan.share_inputs or c == step.leader_of_inputs(p):
             total += sum(piece.words for item in work.items for piece in item.pieces)
+        total += _residual_words(step, work)
         first, last = plan.channel_range(c)
         leads = p == step.leader_of_weights(c)
         if leads or not config.mesh.multicast:
-            total += 8 * (last - first)
+            total += 8 * (last - first) + plan.shape.table_words
         if leads or not plan.share_weights:
             tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
             total += work.generations * tiles * plan.shape.tile_words

@@ -55,6 +55,12 @@ class Op:
     first: bool
     last: bool
 
+    @property
+    def drained_words(self) -> int:
+        """Output words of the command, if it drains."""
+        (a, b), (low, high) = self.pixels, self.segment.groups
+        return (b - a) * (high - low)
+
 
 @dataclass(frozen=True)
 class Work:

@@ -17,6 +17,7 @@ from emu.network.layers import ConvLayer
 
 IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
 PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
+RESIDUAL = 24                 # + output slot
 
 Tile = tuple[int, int]
 Wait = tuple[int, int]
@@ -36,6 +37,7 @@ class Step:
     weight_base: dict[int, int]
     block_stride: int
     params: dict[int, int]
+    residual: Tensor | None = None
 
     def leader_of_weights(self, c: int) -> int:
         return c % self.plan.split.pixel_parts
@@ -79,4 +81,9 @@ class Stream:
 
 def arrival(plan: Plan, item: Item, piece: int) -> int:
     """Semaphore that counts the words of an item's piece."""
-    return PIECES * (item.number % plan.slots) + piece
+    return arrival_of(item.number % plan.slots, piece)
+
+
+def arrival_of(slot: int, piece: int) -> int:
+    """Semaphore that counts the words of an input slot's piece."""
+    return PIECES * slot + piece

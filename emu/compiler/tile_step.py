@@ -3,6 +3,10 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from emu.compiler.geometry import RESIDUAL_WORDS
+from emu.compiler.images import Tensor
 from emu.compiler.mapping import encode_rect, single
 from emu.compiler.schedule import Item, Op
 from emu.compiler.stream import (
@@ -10,6 +14,7 @@ from emu.compiler.stream import (
     OUT_FREE,
     OUT_READY,
     PARAMS,
+    RESIDUAL,
     Signal,
     Step,
     Tile,
@@ -43,7 +48,9 @@ class TileStep:
         self.loaded = self.waited_params = 0
         self.waited: set[tuple[int, int]] = set()
         self.drains = 0
-        self.total_drains = sum(op.last for op in ops)
+        self.draining = [op for op in ops if op.last]
+        self.total_drains = len(self.draining)
+        self.residuals = 0
 
     def emit(self) -> None:
         first_use = self._first_use()
@@ -59,6 +66,8 @@ class TileStep:
                 self._load_params()
                 start = self.emitter.take_start(self.tile, self.index)
             self._load_some(number, op, LOOKAHEAD)
+            if self.step.residual and op.last:
+                self._load_residuals(self.drains + (1 if number == 0 else self.plan.out_slots))
             self._compute(number, op, self.emitter.uses[self.tile][use], start)
             start = []
             if op.last:
@@ -167,9 +176,27 @@ class TileStep:
             count0=1, count1=1, count2=1, rect=encode_rect(rect), sem_valid=1, sem=PARAMS,
         )
 
-    def _param_words(self) -> int:
+    def _tables(self) -> int:
+        """First word of the tables, behind the parameters of the tile's output groups."""
         first, last = self.plan.channel_range(self.c)
-        return 8 * (last - first)
+        return self.plan.params + 8 * (last - first)
+
+    def _param_words(self) -> int:
+        return self._tables() - self.plan.params + self.plan.shape.table_words
+
+    def _load_residuals(self, end: int) -> None:
+        """Load what is added to the drains before number ``end`` into their output slots."""
+        plan, tensor = self.plan, self.step.residual
+        assert tensor is not None
+        while self.residuals < min(end, self.total_drains):
+            number, op = self.residuals, self.draining[self.residuals]
+            waits = [(OUT_FREE, 1)] if number >= plan.out_slots else []
+            self.stream.add(
+                Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(single(*self.tile)),
+                sem_valid=1, sem=RESIDUAL + number % plan.out_slots,
+                scratchpad=self._out_slot(number), **self._move_out(tensor, op),
+            )
+            self.residuals += 1
 
     # Compute and store
 
@@ -184,7 +211,9 @@ class TileStep:
             if not self.waited_params:
                 self.waited_params = 1
                 waits.append((PARAMS, self._param_words()))
-            if self.drains >= self.plan.out_slots:
+            if self.step.residual:
+                waits.append((RESIDUAL + self.drains % self.plan.out_slots, op.drained_words))
+            elif self.drains >= self.plan.out_slots:
                 waits.append((OUT_FREE, 1))
         return waits
 
@@ -237,25 +266,47 @@ class TileStep:
             "first": int(op.first), "last": int(op.last),
         }
 
-    def _out_slot(self) -> int:
-        return self.plan.outputs + self.drains % self.plan.out_slots * self.plan.out_slot_words
+    def _out_slot(self, number: int) -> int:
+        return self.plan.outputs + number % self.plan.out_slots * self.plan.out_slot_words
 
     def _drain_fields(self, op: Op) -> dict[str, int]:
         layer, first = self.step.layer, self.plan.channel_range(self.c)[0]
-        return {
-            "out": self._out_slot(), "out_group": op.pixels[1] - op.pixels[0], "out_step": 1,
+        fields = {
+            "out": self._out_slot(self.drains), "out_group": op.pixels[1] - op.pixels[0],
+            "out_step": 1,
             "params": self.plan.params + 8 * (op.segment.groups[0] - first),
             "out_zero": int(layer.y_zero), "clip_low": int(layer.clip_low),
             "clip_high": int(layer.clip_high),
         }
+        tables, residual = self._tables(), layer.residual
+        if residual:
+            first_addend = residual.source if residual.source_first else None
+            is_signed = first_addend.is_signed if first_addend else bool(layer.y_signed)
+            fields |= {
+                "residual_valid": 1, "residual": fields["out"],
+                "residual_group": fields["out_group"], "residual_table": tables,
+                "residual_scale": int(np.float32(residual.scale).view(np.uint32)),
+                "residual_low": residual.clip_low, "residual_high": residual.clip_high,
+                "residual_signed": int(is_signed),
+                "residual_indexes": int(not residual.source_first),
+            }
+            tables += RESIDUAL_WORDS
+        if layer.table is not None:
+            fields |= {"table_valid": 1, "table": tables}
+        return fields
+
+    @staticmethod
+    def _move_out(tensor: Tensor, op: Op) -> dict[str, int]:
+        """The HBM side and the loops of a move between an output slot and ``tensor``."""
+        first, last = op.segment.groups
+        run, groups = op.pixels[1] - op.pixels[0], last - first
+        move = {"s_stride0": run, "f_stride0": tensor.plane} if groups > 1 else {}
+        if run == tensor.plane:
+            run, groups, move = run * groups, 1, {}
+        far = tensor.base + first * tensor.plane + op.pixels[0]
+        return move | {"far": far, "run": run, "count0": groups, "count1": 1, "count2": 1}
 
     def _store(self, op: Op) -> None:
-        target, (first, last) = self.step.target, op.segment.groups
-        run, groups = op.pixels[1] - op.pixels[0], last - first
-        move = {"s_stride0": run, "f_stride0": target.plane} if groups > 1 else {}
-        far = target.base + first * target.plane + op.pixels[0]
-        if run == target.plane:
-            run, groups, move = run * groups, 1, {}
         signals: list[Signal] = []
         if self.drains + self.plan.out_slots < self.total_drains:
             signals.append((OUT_FREE, single(*self.tile)))
@@ -263,7 +314,6 @@ class TileStep:
             signals += self.emitter.barrier_signal(self.index)
         self.stream.add(
             Opcode.STORE, [(OUT_READY, 1)], signals, queue=Queue.STORE,
-            scratchpad=self._out_slot(), far=far, run=run, count0=groups, count1=1, count2=1,
-            **move,
+            scratchpad=self._out_slot(self.drains), **self._move_out(self.step.target, op),
         )
         self.drains += 1

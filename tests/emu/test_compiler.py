@@ -143,7 +143,7 @@ def test_compulsory_words_are_those_that_loads_name():
     config = load_config("base", ["mesh.rows=1", "mesh.cols=4", "hbm.channels=2"])
     program = check([layer], config)
     # Four output rows of three pixels, the first of padding alone, which loads a word of row 0.
-    assert program.rooflines[0].input_words == 3 * 11
+    assert program.rooflines[0].reads == {"x": 3 * 11}
 
 
 def test_roofline_of_known_layers():

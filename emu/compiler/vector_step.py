@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of the vector engine: pooling and element-wise layers, from HBM through a tile to HBM.
+
+The output is cut into *units* (output groups by output pixels, whole rows for pooling) that are
+dealt to the tiles. Two input and two output slots, so that loads, work and stores overlap.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.compiler.images import Tensor
+from emu.compiler.mapping import encode_rect, part, single
+from emu.compiler.roofline import Roofline
+from emu.compiler.stream import (
+    IN_FREE,
+    OUT_FREE,
+    OUT_READY,
+    PARAMS,
+    Signal,
+    Stream,
+    Tile,
+    arrival_of,
+)
+from emu.config import WORD_BYTES, Config
+from emu.errors import UserError
+from emu.isa import Opcode, Queue, VectorOp
+from emu.network.layers import AddLayer, MultiplyLayer, PoolLayer, TableLayer
+
+if TYPE_CHECKING:
+    from emu.compiler.emit import Emitter
+
+VectorLayer = PoolLayer | AddLayer | MultiplyLayer | TableLayer
+LANES = 16
+SLOTS = 2
+MAX_PIXELS = 16383
+"""Of one command: its width field."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Output groups ``groups`` and pixels ``pixels`` (of a plane); they need pixels ``inputs``."""
+
+    groups: tuple[int, int]
+    pixels: tuple[int, int]
+    inputs: tuple[int, int]
+    top: int = 0              # pooling: input row of the window's first tap, from the first loaded
+    rows: int = 1             # pooling: input rows loaded
+
+    @property
+    def count(self) -> int:
+        return self.groups[1] - self.groups[0]
+
+    @property
+    def in_words(self) -> int:
+        """Of one source."""
+        return self.count * (self.inputs[1] - self.inputs[0])
+
+    @property
+    def out_words(self) -> int:
+        return self.count * (self.pixels[1] - self.pixels[0])
+
+
+@dataclass
+class VectorStep:
+    """A planned vector layer: units by tile and the scratchpad's areas."""
+
+    layer: VectorLayer
+    sources: tuple[Tensor, ...]
+    target: Tensor
+    work: dict[Tile, list[Unit]]
+    constants: int            # HBM word of the table
+    constant_words: int
+    slot_words: int           # of one input slot: all sources
+    out_slot_words: int
+
+    @property
+    def inputs(self) -> int:
+        return self.constant_words
+
+    @property
+    def outputs(self) -> int:
+        return self.inputs + SLOTS * self.slot_words
+
+    def describe(self) -> str:
+        units = sum(len(units) for units in self.work.values())
+        return f"vector, {units} unit{'s' if units > 1 else ''} on {len(self.work)} tiles"
+
+
+def constants_of(layer: VectorLayer) -> NDArray[np.uint8]:
+    """The words of a layer's table, none if it has none."""
+    if isinstance(layer, AddLayer):
+        raw = np.asarray(layer.table, np.float32).view(np.uint8)
+    elif isinstance(layer, TableLayer):
+        raw = np.asarray(layer.table, np.uint8)
+    else:
+        raw = np.zeros(0, np.uint8)
+    return raw.reshape(-1, WORD_BYTES)
+
+
+def _counts(limit: int) -> Iterator[int]:
+    """Numbers of parts worth trying: all small ones, then ever fewer."""
+    value = 1
+    while value < limit:
+        yield value
+        value += max(1, value // 16)
+    yield limit
+
+
+def _units(layer: VectorLayer, group_parts: int, pixel_parts: int) -> list[Unit]:
+    n, channels, height, width = layer.target.shape
+    groups = -(-channels // LANES)
+    cuts = [part(groups, group_parts, k) for k in range(group_parts)]
+    if not isinstance(layer, PoolLayer):
+        ranges = [part(n * height * width, pixel_parts, k) for k in range(pixel_parts)]
+        return [Unit(g, p, p) for p in ranges for g in cuts]
+    in_height, in_width = layer.source.shape[2:]
+    found = []
+    for image in range(n):
+        for first, last in (part(height, pixel_parts, k) for k in range(pixel_parts)):
+            top = first * layer.strides[0] - layer.pads[0]
+            bottom = (last - 1) * layer.strides[0] - layer.pads[0] + layer.kernel[0]
+            low, high = max(top, 0), min(bottom, in_height)
+            base = image * in_height
+            found += [
+                Unit(
+                    g, ((image * height + first) * width, (image * height + last) * width),
+                    ((base + low) * in_width, (base + high) * in_width), top - low, high - low,
+                )
+                for g in cuts
+            ]
+    return found
+
+
+def plan_vector(
+    config: Config, layer: VectorLayer, tensors: dict[str, Tensor], limit: int, constants: int
+) -> VectorStep:
+    """The quickest cut of ``layer`` whose slots fit scratchpad words 0 .. ``limit`` - 1.
+
+    Raises
+    ------
+    UserError
+        If not even the smallest unit fits.
+    """
+    n, channels, height, width = layer.target.shape
+    groups = -(-channels // LANES)
+    pixels = height if isinstance(layer, PoolLayer) else n * height * width
+    words, sources = len(constants_of(layer)), len(layer.sources)
+    tiles, best = config.mesh.tiles, None
+    for group_parts in _counts(groups):
+        for pixel_parts in _counts(pixels):
+            units = _units(layer, group_parts, pixel_parts)
+            into, out = max(u.in_words for u in units), max(u.out_words for u in units)
+            most = max(max(u.inputs[1] - u.inputs[0], u.pixels[1] - u.pixels[0]) for u in units)
+            if words + SLOTS * (sources * into + out) > limit or most > MAX_PIXELS:
+                continue
+            turns = -(-len(units) // tiles)
+            cost = turns * (sources * into + out + 200)
+            if best is None or cost < best[0]:
+                best = cost, units, into, out
+            if turns > 4:
+                break
+    if best is None:
+        raise UserError(f"layer {layer.name}: a row of its windows does not fit the scratchpad: "
+                        "raise scratchpad.kib")
+    _, units, into, out = best
+    every = [(x, y) for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
+    work = {tile: units[k::tiles] for k, tile in enumerate(every) if units[k::tiles]}
+    return VectorStep(
+        layer=layer, sources=tuple(tensors[s.name] for s in layer.sources),
+        target=tensors[layer.target.name], work=work, constants=constants,
+        constant_words=words, slot_words=sources * into, out_slot_words=out,
+    )
+
+
+class TileVectorStep:
+    """One tile's commands of one vector step."""
+
+    def __init__(self, emitter: "Emitter", index: int, step: VectorStep, tile: Tile):
+        self.emitter, self.index, self.step, self.tile = emitter, index, step, tile
+        self.stream: Stream = emitter.streams[tile]
+        self.units = step.work[tile]
+
+    def emit(self) -> None:
+        step = self.step
+        if step.constant_words:
+            self._load(0, step.constants, step.constant_words, 1, 0, 0, PARAMS, [])
+        for number in range(min(SLOTS, len(self.units))):
+            self._load_unit(number)
+        for number, unit in enumerate(self.units):
+            self._work(number, unit)
+            self._store(number, unit)
+            if number + SLOTS < len(self.units):
+                self._load_unit(number + SLOTS)
+
+    def _load(self, to, far, run, count, near_stride, far_stride, sem, waits) -> None:
+        self.stream.add(
+            Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(single(*self.tile)), sem_valid=1,
+            sem=sem, scratchpad=to, far=far, run=run, count0=count, count1=1, count2=1,
+            s_stride0=near_stride if count > 1 else 0, f_stride0=far_stride if count > 1 else 0,
+        )
+
+    def _slot(self, number: int) -> int:
+        return self.step.inputs + number % SLOTS * self.step.slot_words
+
+    def _out(self, number: int) -> int:
+        return self.step.outputs + number % SLOTS * self.step.out_slot_words
+
+    def _load_unit(self, number: int) -> None:
+        unit, to = self.units[number], self._slot(number)
+        waits = [(IN_FREE + number % SLOTS, 1)] if number >= SLOTS else []
+        run = unit.inputs[1] - unit.inputs[0]
+        for source in self.step.sources:
+            far = source.base + unit.groups[0] * source.plane + unit.inputs[0]
+            merged = run == source.plane
+            self._load(
+                to, far, run * unit.count if merged else run, 1 if merged else unit.count, run,
+                source.plane, arrival_of(number % SLOTS, 0), waits,
+            )
+            to, waits = to + unit.in_words, []
+
+    def _work(self, number: int, unit: Unit) -> None:
+        step = self.step
+        waits = [(arrival_of(number % SLOTS, 0), len(step.sources) * unit.in_words)]
+        if number == 0 and step.constant_words:
+            waits.append((PARAMS, step.constant_words))
+        if number >= SLOTS:
+            waits.append((OUT_FREE, 1))
+        here = single(*self.tile)
+        signals: list[Signal] = [(OUT_READY, here)]
+        if number + SLOTS < len(self.units):
+            signals.append((IN_FREE + number % SLOTS, here))
+        pixels, words = unit.pixels[1] - unit.pixels[0], unit.inputs[1] - unit.inputs[0]
+        slot = self._slot(number)
+        self.stream.add(
+            Opcode.VECTOR, waits, signals, Queue.VECTOR, base=slot, plane=words, step=1,
+            groups=unit.count, pixels=pixels, out=self._out(number), out_group=pixels, out_step=1,
+            b_base=slot + unit.in_words, b_plane=words, b_step=1, table=0,
+            **self._window(unit, pixels), **self._operation(),
+        )
+
+    def _window(self, unit: Unit, pixels: int) -> dict[str, int]:
+        layer = self.step.layer
+        if not isinstance(layer, PoolLayer):
+            return {"height": 1, "width": pixels, "out_width": pixels, "sy": 1, "sx": 1, "kh": 1,
+                    "kw": 1}
+        return {
+            "row": layer.source.shape[3], "height": unit.rows, "width": layer.source.shape[3],
+            "y0": unit.top, "x0": -layer.pads[1], "sy": layer.strides[0], "sx": layer.strides[1],
+            "kh": layer.kernel[0], "kw": layer.kernel[1], "out_width": layer.target.shape[3],
+        }
+
+    def _operation(self) -> dict[str, int]:
+        layer, target = self.step.layer, self.step.layer.target
+        first = layer.sources[0]
+        fields = {"a_signed": int(first.is_signed), "out_zero": target.zero}
+        if not isinstance(layer, TableLayer):
+            fields |= {"clip_low": layer.clip_low, "clip_high": layer.clip_high}
+        if isinstance(layer, TableLayer):
+            return fields | {"op": VectorOp.TABLE}
+        if isinstance(layer, PoolLayer) and layer.kind == "max":
+            return fields | {"op": VectorOp.MAX_POOL}
+        scale = int(np.float32(layer.scale).view(np.uint32))
+        if isinstance(layer, PoolLayer):
+            return fields | {"op": VectorOp.SUM_POOL, "a_zero": first.zero, "scale0": scale}
+        if isinstance(layer, AddLayer):
+            return fields | {"op": VectorOp.ADD, "scale0": scale}
+        second = layer.sources[1]
+        return fields | {
+            "op": VectorOp.MULTIPLY, "a_zero": first.zero, "b_signed": int(second.is_signed),
+            "b_zero": second.zero, "scale0": scale,
+        }
+
+    def _store(self, number: int, unit: Unit) -> None:
+        target, pixels = self.step.target, unit.pixels[1] - unit.pixels[0]
+        signals: list[Signal] = []
+        if number + SLOTS < len(self.units):
+            signals.append((OUT_FREE, single(*self.tile)))
+        if number == len(self.units) - 1:
+            signals += self.emitter.barrier_signal(self.index)
+        merged = pixels == target.plane
+        self.stream.add(
+            Opcode.STORE, [(OUT_READY, 1)], signals, Queue.STORE, scratchpad=self._out(number),
+            far=target.base + unit.groups[0] * target.plane + unit.pixels[0],
+            run=pixels * unit.count if merged else pixels, count0=1 if merged else unit.count,
+            count1=1, count2=1, s_stride0=0 if merged or unit.count == 1 else pixels,
+            f_stride0=0 if merged or unit.count == 1 else target.plane,
+        )
+
+
+def vector_roofline(config: Config, step: VectorStep) -> Roofline:
+    """Bounds of a vector step; compute: a word in max(4, taps + operand + 2) cycles."""
+    layer, sources = step.layer, len(step.sources)
+    taps = layer.kernel[0] * layer.kernel[1] if isinstance(layer, PoolLayer) else sources
+    compute = max(sum(u.out_words for u in units) for units in step.work.values())
+    inbound = max(
+        sum(sources * u.in_words for u in units) + step.constant_words
+        for units in step.work.values()
+    )
+    reads = {tensor.name: tensor.words for tensor in step.sources}
+    total = sum(reads.values()) + step.constant_words + step.target.words
+    return Roofline(
+        name=layer.name, compute=compute * max(4, taps + 2), hbm=total / config.hbm.channels,
+        inbound=inbound, reads=reads, constant_words=step.constant_words,
+        write_words=step.target.words, macs=0,
+    )
+
+
+def vector_read_words(step: VectorStep) -> int:
+    """Words that the step's loads read from HBM, rows that two units need counted twice."""
+    return sum(
+        step.constant_words + sum(len(step.sources) * u.in_words for u in units)
+        for units in step.work.values()
+    )
+
+
+__all__ = ["TileVectorStep", "VectorLayer", "VectorStep", "plan_vector", "vector_roofline"]
