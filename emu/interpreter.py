@@ -148,6 +148,7 @@ class Interpreter:
                 queue = tile.queues[QUEUE_OF.get(opcode, fields.get("queue", 0))]
                 if len(queue) >= self.config.core.queue_depth:
                     break
+                self._check_waits(tile, QUEUE_OF.get(opcode, fields.get("queue", 0)), fields)
                 queue.append((opcode, self._indexed(tile, opcode, fields)))
             self.counts.commands += 1
             tile.next += 1
@@ -155,6 +156,18 @@ class Interpreter:
         if tile.next >= len(tile.commands) and not tile.done:
             raise ProgramError(f"{tile.name}: the stream has no END")
         return moved
+
+    def _check_waits(self, tile: Tile, queue: int, fields: Fields) -> None:
+        """Every semaphore is awaited in one queue: two would race for its arrivals."""
+        for i in range(WAITS):
+            if fields[f"wait{i}_count"]:
+                sem = fields[f"wait{i}_sem"]
+                other = tile.waiters.setdefault(sem, queue)
+                if other != queue:
+                    raise ProgramError(
+                        f"{tile.name}: semaphore {sem} is awaited in queues "
+                        f"{Queue(other).name} and {Queue(queue).name}"
+                    )
 
     def _indexed(self, tile: Tile, opcode: Opcode, fields: Fields) -> Fields:
         if not fields["index_valid"] or opcode == Opcode.SYNC:
@@ -386,10 +399,13 @@ class Interpreter:
         """Residual and table of a drain: bytes [pixel, lane]."""
         if f["residual_valid"]:
             other = tile.data[self._residual_words(f, g)]
-            index, multiplied = (other, to_bytes(y)) if f["residual_indexes"] else (to_bytes(y), other)
+            index, multiplied = to_bytes(y), other
+            if f["residual_indexes"]:
+                index, multiplied = multiplied, index
             table = tile.data[f["residual_table"] + np.arange(64)].reshape(-1).view(np.float32)
             y = add_by_table(
-                from_bytes(multiplied, bool(f["residual_signed"])), index, np.uint32(f["residual_scale"]).view(np.float32), table,
+                from_bytes(multiplied, bool(f["residual_signed"])), index,
+                np.uint32(f["residual_scale"]).view(np.float32), table,
                 offset=f["residual_a_zero"], low=f["residual_low"], high=f["residual_high"],
             )
         data = to_bytes(y)

@@ -53,6 +53,7 @@ class Tile:
     descriptors: dict[int, Fields] = field(default_factory=dict)
     registers: list[int] = field(default_factory=lambda: [0] * 8)
     frames: Fields = field(default_factory=dict)
+    waiters: dict[int, int] = field(default_factory=dict)
     held: set[tuple[int, int]] = field(default_factory=set)
     accumulators: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     done: bool = False

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tile's command stream under construction, a step's addresses, and the use of semaphores.
 
-Semaphores (per tile): 8*slot + piece counts arriving input words; the rest are named below.
+Semaphores (per tile): 8*slot + piece counts arriving input words; the rest are named below. Each is
+awaited in one queue only: two queues would take arrivals from one another.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from emu.network.layers import ConvLayer
 IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
 PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
 RESIDUAL = 24                 # + output slot
+VECTOR_IN = 28                # + input slot
+RESIDUAL_FREE, VECTOR_FREE = 30, 31
 
 Tile = tuple[int, int]
 Wait = tuple[int, int]
@@ -81,9 +84,4 @@ class Stream:
 
 def arrival(plan: Plan, item: Item, piece: int) -> int:
     """Semaphore that counts the words of an item's piece."""
-    return arrival_of(item.number % plan.slots, piece)
-
-
-def arrival_of(slot: int, piece: int) -> int:
-    """Semaphore that counts the words of an input slot's piece."""
-    return PIECES * slot + piece
+    return PIECES * (item.number % plan.slots) + piece

@@ -15,6 +15,7 @@ from emu.compiler.stream import (
     OUT_READY,
     PARAMS,
     RESIDUAL,
+    RESIDUAL_FREE,
     Signal,
     Step,
     Tile,
@@ -190,7 +191,7 @@ class TileStep:
         assert tensor is not None
         while self.residuals < min(end, self.total_drains):
             number, op = self.residuals, self.draining[self.residuals]
-            waits = [(OUT_FREE, 1)] if number >= plan.out_slots else []
+            waits = [(RESIDUAL_FREE, 1)] if number >= plan.out_slots else []
             self.stream.add(
                 Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(single(*self.tile)),
                 sem_valid=1, sem=RESIDUAL + number % plan.out_slots,
@@ -309,7 +310,8 @@ class TileStep:
     def _store(self, op: Op) -> None:
         signals: list[Signal] = []
         if self.drains + self.plan.out_slots < self.total_drains:
-            signals.append((OUT_FREE, single(*self.tile)))
+            freed = RESIDUAL_FREE if self.step.residual else OUT_FREE
+            signals.append((freed, single(*self.tile)))
         if self.drains == self.total_drains - 1:
             signals += self.emitter.barrier_signal(self.index)
         self.stream.add(

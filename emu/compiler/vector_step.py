@@ -17,13 +17,12 @@ from emu.compiler.mapping import encode_rect, part, single
 from emu.compiler.roofline import Roofline
 from emu.compiler.stream import (
     IN_FREE,
-    OUT_FREE,
     OUT_READY,
-    PARAMS,
+    VECTOR_FREE,
+    VECTOR_IN,
     Signal,
     Stream,
     Tile,
-    arrival_of,
 )
 from emu.config import WORD_BYTES, Config
 from emu.errors import UserError
@@ -187,7 +186,7 @@ class TileVectorStep:
     def emit(self) -> None:
         step = self.step
         if step.constant_words:
-            self._load(0, step.constants, step.constant_words, 1, 0, 0, PARAMS, [])
+            self._load(0, step.constants, step.constant_words, 1, 0, 0, VECTOR_IN, [])
         for number in range(min(SLOTS, len(self.units))):
             self._load_unit(number)
         for number, unit in enumerate(self.units):
@@ -218,27 +217,26 @@ class TileVectorStep:
             merged = run == source.plane
             self._load(
                 to, far, run * unit.count if merged else run, 1 if merged else unit.count, run,
-                source.plane, arrival_of(number % SLOTS, 0), waits,
+                source.plane, VECTOR_IN + number % SLOTS, waits,
             )
             to, waits = to + unit.in_words, []
 
     def _work(self, number: int, unit: Unit) -> None:
         step = self.step
-        waits = [(arrival_of(number % SLOTS, 0), len(step.sources) * unit.in_words)]
-        if number == 0 and step.constant_words:
-            waits.append((PARAMS, step.constant_words))
+        words = len(step.sources) * unit.in_words + (step.constant_words if number == 0 else 0)
+        waits = [(VECTOR_IN + number % SLOTS, words)]
         if number >= SLOTS:
-            waits.append((OUT_FREE, 1))
+            waits.append((VECTOR_FREE, 1))
         here = single(*self.tile)
         signals: list[Signal] = [(OUT_READY, here)]
         if number + SLOTS < len(self.units):
             signals.append((IN_FREE + number % SLOTS, here))
-        pixels, words = unit.pixels[1] - unit.pixels[0], unit.inputs[1] - unit.inputs[0]
+        pixels, plane = unit.pixels[1] - unit.pixels[0], unit.inputs[1] - unit.inputs[0]
         slot = self._slot(number)
         self.stream.add(
-            Opcode.VECTOR, waits, signals, Queue.VECTOR, base=slot, plane=words, step=1,
+            Opcode.VECTOR, waits, signals, Queue.VECTOR, base=slot, plane=plane, step=1,
             groups=unit.count, pixels=pixels, out=self._out(number), out_group=pixels, out_step=1,
-            b_base=slot + unit.in_words, b_plane=words, b_step=1, table=0,
+            b_base=slot + unit.in_words, b_plane=plane, b_step=1, table=0,
             **self._window(unit, pixels), **self._operation(),
         )
 
@@ -278,7 +276,7 @@ class TileVectorStep:
         target, pixels = self.step.target, unit.pixels[1] - unit.pixels[0]
         signals: list[Signal] = []
         if number + SLOTS < len(self.units):
-            signals.append((OUT_FREE, single(*self.tile)))
+            signals.append((VECTOR_FREE, single(*self.tile)))
         if number == len(self.units) - 1:
             signals += self.emitter.barrier_signal(self.index)
         merged = pixels == target.plane

@@ -83,7 +83,8 @@ def test_space_to_depth(seed):
         np.testing.assert_array_equal(golden(over_blocks(layer, block), blocks), golden(layer, x))
     program = compile_network([layer], load_config("small"))
     np.testing.assert_array_equal(execute(program, {"x": x})["y"], golden(layer, x))
-    np.testing.assert_array_equal(program.read_tensors(program.global_image({"x": x}), True)["x"], x)
+    image = program.global_image({"x": x})
+    np.testing.assert_array_equal(program.read_tensors(image, every=True)["x"], x)
 
 
 def test_first_layer_of_resnet_needs_a_third_of_the_cycles():
