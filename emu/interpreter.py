@@ -30,6 +30,14 @@ from emu.isa import (
 )
 from emu.requantise import add_by_table, from_bytes, requantise, to_bytes
 from emu.tile_state import Bytes, Counts, Fields, ProgramError, Tile, offsets, tiles_of
+from emu.vector_model import (
+    early_write,
+    read_addresses,
+    run_vector,
+    table_addresses,
+    unsupported,
+    write_addresses,
+)
 
 AT_DISPATCH = (
     Opcode.LAYER, Opcode.FRAMES, Opcode.PIN, Opcode.UNPIN, Opcode.SET, Opcode.ADD, Opcode.END
@@ -170,7 +178,7 @@ class Interpreter:
                     )
 
     def _indexed(self, tile: Tile, opcode: Opcode, fields: Fields) -> Fields:
-        if not fields["index_valid"] or opcode == Opcode.SYNC:
+        if not fields["index_valid"] or opcode in (Opcode.SYNC, Opcode.VECTOR):
             return fields
         name = "base" if opcode == Opcode.COMPUTE else "far"
         return fields | {name: fields[name] + tile.registers[fields["index"]]}
@@ -225,8 +233,8 @@ class Interpreter:
                 self._load(tile, fields)
             elif opcode == Opcode.STORE:
                 self._store(tile, fields)
-            elif opcode != Opcode.SYNC:
-                raise ProgramError(f"{tile.name}: the interpreter has no {opcode.name}")
+            elif opcode == Opcode.VECTOR:
+                self._vector(tile, fields)
             self._signal(fields)
             moved = True
         return moved
@@ -412,6 +420,24 @@ class Interpreter:
         if f["table_valid"]:
             data = tile.data[f["table"] + np.arange(16)].reshape(-1)[data]
         return data
+
+    # Vector
+
+    def _vector(self, tile: Tile, f: Fields) -> None:
+        if reason := unsupported(f):
+            raise ProgramError(f"{tile.name}: {reason}")
+        reads = np.concatenate([table_addresses(f), read_addresses(f)[0]])
+        where = write_addresses(f)
+        self._check(tile, reads, len(tile.written), "VECTOR")
+        self._check(tile, where, len(tile.written), "VECTOR")
+        self._check_written(tile, reads, "VECTOR")
+        self._check_frames(tile, where, "VECTOR")
+        if (early := early_write(f)) is not None:
+            raise ProgramError(f"{tile.name}: VECTOR writes word {early} before it reads it")
+        if self.values:
+            where, words = run_vector(f, tile.data)
+            tile.data[where] = words
+        tile.written[where] = True
 
 
 def verify(program) -> Counts:

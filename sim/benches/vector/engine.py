@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vector engine against the golden functions: every operation, random windows, random refusals."""
-
-from typing import Any
+"""Vector engine against `emu.vector_model`: every operation, random windows, random refusals."""
 
 import cocotb
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
 
-from emu import requantise as rq
 from emu.config import load_config
 from emu.isa import VectorOp
+from emu.vector_model import run_vector
 from hdl.vector.engine import BUILT, VectorEngine
 from hdl.vector.walker import VectorCommand
 from sim.streams import Source
@@ -110,44 +108,8 @@ def random_command(rng, scratch: Scratch, op: VectorOp) -> dict:
 
 def expected(memory, c: dict) -> dict[int, bytes]:
     """Address to word."""
-    op, scale = VectorOp(c["op"]), np.uint32(c["scale0"]).view(np.float32)
-    clip = {"low": c["clip_low"], "high": c["clip_high"]}
-    result = {}
-    ys, xs = np.mgrid[0 : c["height"], 0 : c["width"]]
-    for g in range(c["groups"]):
-        words = c["base"] + g * c["plane"] + ys * c["row"] + xs * c["step"]
-        image = rq.from_bytes(memory[words], bool(c["a_signed"])).transpose(2, 0, 1)
-        rows = (c["first_x"] + c["pixels"] - 1) // c["out_width"] + 1
-        kind: dict[str, Any] = {
-            "kernel": (c["kh"], c["kw"]), "stride": (c["sy"], c["sx"]),
-            "origin": (c["y0"], c["x0"]), "out": (rows, c["out_width"]),
-        }
-        taps = image if op == VectorOp.SUM_POOL else rq.max_pool(image, **kind)
-        p = np.arange(c["pixels"])
-        if op == VectorOp.SUM_POOL:
-            zeros = {"in_zero": c["a_zero"], "zero": c["out_zero"]}
-            taps = rq.sum_pool(image, scale, **zeros, **clip, **kind)
-        a = taps.reshape(16, -1).T[c["first_x"] : c["first_x"] + c["pixels"]]
-        where = [
-            c["b_base"] + g * c["b_plane"] + p * c["b_step"],
-            c["b_base"] + g * c["b_plane"] + 0 * p, c["b_base"] + p * c["b_step"],
-        ][c["b_mode"]]
-        b = rq.from_bytes(memory[where & 0xFFFF], bool(c["b_signed"]))
-        b = b[:, :1] if c["b_mode"] == 2 else b
-        if op == VectorOp.ADD:
-            table = memory[0xF000:0xF040].view(np.float32).ravel()
-            b = np.broadcast_to(b, a.shape)
-            y = rq.add_by_table(a, b, scale, table, offset=c["a_zero"], **clip)
-        elif op == VectorOp.MULTIPLY:
-            zeros = {"a_zero": c["a_zero"], "b_zero": c["b_zero"], "zero": c["out_zero"]}
-            y = rq.multiply(a, b, scale, **zeros, **clip)
-        elif op == VectorOp.TABLE:
-            y = rq.lookup(a, memory[0xF000:0xF010].ravel()).astype(np.int32)
-        else:
-            y = a
-        for pixel, word in enumerate(rq.to_bytes(y)):
-            result[c["out"] + g * c["out_group"] + pixel * c["out_step"]] = word.tobytes()
-    return result
+    where, words = run_vector(c, memory)
+    return {int(a): word.tobytes() for a, word in zip(where, words, strict=True)}
 
 
 async def finish(dut, scratch, commands):
