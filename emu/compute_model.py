@@ -9,6 +9,8 @@ from emu.isa import WeightMode
 
 Fields = dict[str, int]
 LANES = 16
+TILE_WORDS = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1, WeightMode.INT4: 8}
+"""Words of a weight tile in each mode."""
 
 
 def window_addresses(f: Fields) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -31,17 +33,32 @@ def weight_addresses(f: Fields, layer: Fields) -> NDArray[np.int64]:
     return first[:, None] + np.arange(size)
 
 
+def resident_addresses(f: Fields) -> NDArray[np.int64]:
+    """Scratchpad words [tile, word] of resident weight tiles."""
+    group, tile = np.divmod(
+        np.arange(f["out_groups"] * f["in_groups"] * f["kh"] * f["kw"]),
+        f["in_groups"] * f["kh"] * f["kw"],
+    )
+    first = f["w_base"] + group * f["w_group_stride"] + tile * f["w_tile_stride"]
+    return first[:, None] + np.arange(TILE_WORDS[WeightMode(f["w_mode"])])
+
+
 def weight_matrices(f: Fields, raw: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
     """Per output group [in_group * tap * lane, cell], or [tap, lane] if diagonal; zero removed.
 
     ``raw``: bytes [tile, word, 16].
     """
-    values = (raw.view(np.int8) if f["w_signed"] else raw).astype(np.float64) - f["w_zero"]
     count, size = f["in_groups"] * f["kh"] * f["kw"], raw.shape[1]
+    if f["w_mode"] == WeightMode.INT4:
+        nibbles = np.stack([raw & 15, raw >> 4], axis=-1).astype(np.float64)
+        values = np.where(nibbles > 7, nibbles - 16, nibbles) - f["w_zero"]
+        size *= 2  # a word holds two cells
+    else:
+        values = (raw.view(np.int8) if f["w_signed"] else raw).astype(np.float64) - f["w_zero"]
     values = values.reshape(f["out_groups"], count, size, LANES)
     if f["w_mode"] == WeightMode.DIAGONAL:
         return list(values[:, :, 0])
-    if f["w_mode"] == WeightMode.ROW:
+    if f["w_mode"] in (WeightMode.ROW, WeightMode.INT4):
         values = values.transpose(0, 1, 3, 2)
     return [each.reshape(count * LANES, LANES) for each in values]
 

@@ -11,11 +11,19 @@ that do not end at 0 (words that nobody awaited), and that something can always 
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.compute_model import sums, weight_addresses, weight_matrices, window_addresses
+from emu.compute_model import (
+    TILE_WORDS,
+    resident_addresses,
+    sums,
+    weight_addresses,
+    weight_matrices,
+    window_addresses,
+)
 from emu.config import BLOCK_TILES, BLOCK_WORDS, WORD_BYTES, Config, interleaved
 from emu.isa import (
     COMMAND_BYTES,
@@ -25,10 +33,9 @@ from emu.isa import (
     WAITS,
     Opcode,
     Queue,
-    WeightMode,
     decode,
 )
-from emu.requantise import add_by_table, from_bytes, requantise, to_bytes
+from emu.requantise import add_by_table, from_bytes, requantise, to_bytes, wrap_int32
 from emu.tile_state import Bytes, Counts, Fields, ProgramError, Tile, offsets, tiles_of
 from emu.vector_model import (
     early_write,
@@ -97,9 +104,11 @@ class Interpreter:
             if self.pending and (self.eager or not moved):
                 moved = True
                 for _ in range(len(self.pending) if self.eager else 1):
-                    self._arrive(*self.pending.pop())
+                    self.pending.pop()()
             if not moved:
                 raise ProgramError(f"the program stops: {self._stuck()}")
+        while self.pending:
+            self.pending.pop()()
         self._finish()
         return self.words
 
@@ -235,14 +244,18 @@ class Interpreter:
                 self._store(tile, fields)
             elif opcode == Opcode.VECTOR:
                 self._vector(tile, fields)
-            self._signal(fields)
+            self._signal(tile, fields)
             moved = True
         return moved
 
-    def _signal(self, fields: Fields) -> None:
+    def _signal(self, tile: Tile, fields: Fields) -> None:
         for i in range(SIGNALS):
             if fields[f"signal{i}_valid"]:
-                for where in tiles_of(fields[f"signal{i}_rect"]):
+                receivers = tiles_of(fields[f"signal{i}_rect"])
+                # A signal to another tile travels behind the words sent before it.
+                while tile.pushes and receivers != [(tile.x, tile.y)]:
+                    self._pushed(tile)
+                for where in receivers:
                     self._count(self.tiles[where], fields[f"signal{i}_sem"], 1)
 
     def _count(self, tile: Tile, sem: int, amount: int) -> None:
@@ -256,25 +269,45 @@ class Interpreter:
         receivers = tiles_of(fields["rect"])
         if (tile.x, tile.y) not in receivers:
             raise ProgramError(f"{tile.name}: LOAD does not include the tile itself")
-        if fields["gather"]:
-            raise ProgramError(f"{tile.name}: the interpreter has no gather")
-        self.pending.append((tile, fields, receivers))
-
-    def _arrive(self, tile: Tile, fields: Fields, receivers) -> None:
-        far = fields["far"] + offsets(fields, "f")
-        near = fields["scratchpad"] + offsets(fields, "s")
+        near, far = self._addresses(tile, fields)
+        far = interleaved(self.config, far)
         self._check(tile, near, len(tile.written), "LOAD to scratchpad")
         self._check(tile, far, len(self.words), "LOAD from HBM")
         self.counts.load_words += len(far)
+        self.pending.append(partial(self._loaded, fields, near, far, receivers))
+
+    def _addresses(self, tile: Tile, f: Fields) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scratchpad and far words of a move, in order. Without values, index lists are all 0."""
+        indices = None
+        if f["gather"]:
+            words = f["gather_base"] + np.arange(-(-f["count2"] // 4))
+            self._check(tile, words, len(tile.written), "index list")
+            self._check_written(tile, words, "gather")
+            indices = np.zeros(f["count2"], np.int64)
+            if self.values:
+                indices[:] = tile.data[words].reshape(-1).view(np.uint32)[: f["count2"]]
+        return f["scratchpad"] + offsets(f, "s"), f["far"] + offsets(f, "f", indices)
+
+    def _loaded(self, fields: Fields, near: NDArray, far: NDArray, receivers) -> None:
+        self._deliver("LOAD", fields, near, self.words[far] if self.values else None, receivers)
+
+    def _deliver(
+        self, what: str, fields: Fields, near: NDArray, words: Bytes | None, receivers
+    ) -> None:
         for where in receivers:
             other = self.tiles[where]
-            self._check_frames(other, near, "LOAD")
-            if self.values:
-                other.data[near] = self.words[far]
+            self._check_frames(other, near, what)
+            if words is not None:
+                other.data[near] = words
             other.written[near] = True
-            self.counts.inbound[where] = self.counts.inbound.get(where, 0) + len(far)
+            self.counts.inbound[where] = self.counts.inbound.get(where, 0) + len(near)
             if fields["sem_valid"]:
-                self._count(other, fields["sem"], len(far))
+                self._count(other, fields["sem"], len(near))
+
+    def _pushed(self, tile: Tile) -> None:
+        """The oldest words on their way to tiles arrive, if a signal has not pushed them on."""
+        if tile.pushes:
+            self._deliver("STORE", *tile.pushes.popleft())
 
     def _check(self, tile: Tile, index: NDArray, limit: int, what: str) -> None:
         if index.size and (index.min() < 0 or index.max() >= limit):
@@ -288,13 +321,17 @@ class Interpreter:
             raise ProgramError(f"{tile.name}: {what} overwrites the parameter frames")
 
     def _store(self, tile: Tile, fields: Fields) -> None:
-        near = fields["scratchpad"] + offsets(fields, "s")
-        far = fields["far"] + offsets(fields, "f")
-        if fields["to_tiles"]:
-            raise ProgramError(f"{tile.name}: the interpreter has no stores to tiles")
+        near, far = self._addresses(tile, fields)
         self._check(tile, near, len(tile.written), "STORE from scratchpad")
-        self._check(tile, far, len(self.words), "STORE to HBM")
         self._check_written(tile, near, "STORE")
+        if fields["to_tiles"]:
+            self._check(tile, far, len(tile.written), "STORE to tiles")
+            words = tile.data[near] if self.values else None
+            tile.pushes.append((fields, far, words, tiles_of(fields["rect"])))
+            self.pending.append(partial(self._pushed, tile))
+            return
+        far = interleaved(self.config, far)
+        self._check(tile, far, len(self.words), "STORE to HBM")
         self.counts.store_words += len(far)
         if self.values:
             self.words[far] = tile.data[near]
@@ -330,16 +367,21 @@ class Interpreter:
                 self._drain(tile, f, g)
 
     def _weights(self, tile: Tile, f: Fields) -> list[NDArray[np.float64]]:
-        if f["w_mode"] not in (WeightMode.ROW, WeightMode.COLUMN, WeightMode.DIAGONAL):
-            raise ProgramError(f"{tile.name}: the interpreter has no weight mode {f['w_mode']}")
+        if f["w_resident"]:
+            return weight_matrices(f, tile.data[resident_addresses(f)])
         index = weight_addresses(f, tile.descriptors[f["w_layer"]])
         index = interleaved(self.config, index)
         self._check(tile, index, len(self.words), "weights")
         return weight_matrices(f, self.words[index])
 
     def _use_blocks(self, tile: Tile, f: Fields) -> None:
+        if f["w_mode"] not in TILE_WORDS:
+            raise ProgramError(f"{tile.name}: COMPUTE has no weight mode {f['w_mode']}")
         if f["w_resident"]:
-            raise ProgramError(f"{tile.name}: the interpreter has no resident weights")
+            index = resident_addresses(f)
+            self._check(tile, index, len(tile.written), "weights")
+            self._check_written(tile, index.reshape(-1), "COMPUTE")
+            return
         d = tile.descriptors.get(f["w_layer"])
         if d is None or not tile.frames:
             raise ProgramError(f"{tile.name}: layer {f['w_layer']} has no descriptor or no frames")
@@ -372,11 +414,12 @@ class Interpreter:
             tile.held.discard(key)
 
     def _drain(self, tile: Tile, f: Fields, g: int) -> None:
-        if f["out_int32"]:
-            raise ProgramError(f"{tile.name}: the interpreter has no int32 drain")
-        params = f["params"] + 8 * g + np.arange(8)
-        self._check_tables(tile, f, g)
+        params = f["params"] + 8 * g + np.arange(4 if f["out_int32"] else 8)
         out = f["out"] + g * f["out_group"] + np.arange(f["pixels"]) * f["out_step"]
+        if f["out_int32"]:
+            out = (out[:, None] + np.arange(4)).reshape(-1)
+        else:
+            self._check_tables(tile, f, g)
         self._check(tile, params, len(tile.written), "parameters")
         self._check_written(tile, params, "drain")
         self._check(tile, out, len(tile.written), "drain")
@@ -384,6 +427,10 @@ class Interpreter:
         tile.written[out] = True
         if self.values:
             raw = tile.data[params].reshape(-1)
+            if f["out_int32"]:
+                total = wrap_int32(tile.accumulators + raw.view(np.int32))
+                tile.data[out] = total.view(np.uint8).reshape(-1, WORD_BYTES)
+                return
             result = requantise(
                 tile.accumulators, raw[64:].view(np.float32), bias=raw[:64].view(np.int32),
                 zero=f["out_zero"], low=f["clip_low"], high=f["clip_high"],

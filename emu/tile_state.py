@@ -13,6 +13,8 @@ from emu.isa import RECT, Opcode, Queue, unpack_fields
 
 Bytes = NDArray[np.uint8]
 Fields = dict[str, int]
+FAR_WORDS = 1 << 28
+"""Products of an index list wrap at this."""
 
 
 class ProgramError(UserError):
@@ -29,11 +31,21 @@ def tiles_of(rect: int) -> list[tuple[int, int]]:
     ]
 
 
-def offsets(fields: Fields, prefix: str) -> NDArray[np.int64]:
-    """Word offsets of a LOAD or STORE in order: ``prefix`` ``s`` scratchpad, ``f`` far."""
+def offsets(
+    fields: Fields, prefix: str, indices: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Word offsets of a LOAD or STORE in order: ``prefix`` ``s`` scratchpad, ``f`` far.
+
+    ``indices``: the list of a gather; it stands for the outermost loop's turns on the far side.
+    """
     index = np.arange(fields["run"], dtype=np.int64)
     for k in range(3):
-        steps = np.arange(fields[f"count{k}"], dtype=np.int64) * fields[f"{prefix}_stride{k}"]
+        turns = np.arange(fields[f"count{k}"], dtype=np.int64)
+        if k == 2 and prefix == "f" and indices is not None:
+            turns = indices
+        steps = turns * fields[f"{prefix}_stride{k}"]
+        if turns is indices:
+            steps %= FAR_WORDS
         index = (steps[:, None] + index[None, :]).reshape(-1)
     return index
 
@@ -56,6 +68,8 @@ class Tile:
     waiters: dict[int, int] = field(default_factory=dict)
     held: set[tuple[int, int]] = field(default_factory=set)
     accumulators: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    pushes: deque = field(default_factory=deque)
+    """Words for other tiles, on their way in order."""
     done: bool = False
 
     @property

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from emu import requantise as rq
-from emu.config import load_config
 from emu.interpreter import Interpreter, ProgramError
-from emu.isa import COMMAND_WORDS, RECT, Opcode, VectorOp, encode, pack_fields
+from emu.isa import Opcode, VectorOp
 from emu.vector_model import early_write, read_addresses, run_vector, unsupported, write_addresses
+from tests.emu.programs import load, program, store
 
 PLAIN = {
     "base": 16, "plane": 12, "row": 4, "step": 1, "height": 3, "width": 4, "y0": 0, "x0": 0,
@@ -102,26 +102,7 @@ def test_in_place_only_where_no_later_word_reads():
     assert len(write_addresses(PLAIN | {"op": VectorOp.TABLE})) == 24
 
 
-def program(*commands):
-    """The HBM image of a 2x2 chip on whose first tile ``commands`` run."""
-    config = load_config("small", ["mesh.rows=2", "mesh.cols=2", "scratchpad.kib=16"])
-    words = np.zeros((2048, 16), np.uint8)
-    words[1024:1280] = np.random.default_rng(5).integers(0, 256, (256, 16))
-    streams = [[*commands, (Opcode.END, {})]] + [[(Opcode.END, {})]] * 3
-    base = 512
-    for tile, stream in enumerate(streams):
-        words[tile].view(np.uint64)[0] = base | len(stream) << 32
-        raw = b"".join(encode(opcode, **fields) for opcode, fields in stream)
-        size = len(stream) * COMMAND_WORDS
-        words[base : base + size] = np.frombuffer(raw, np.uint8).reshape(-1, 16)
-        base += size
-    return config, words
-
-
-LOAD = (Opcode.LOAD, {
-    "scratchpad": 0, "far": 1024, "run": 104, "count0": 1, "count1": 1, "count2": 1,
-    "rect": pack_fields(RECT, {}), "sem_valid": 1, "sem": 3,
-})
+LOAD = load(0, 1024, 104, sem_valid=1, sem=3)
 
 
 def vector(**fields):
@@ -130,15 +111,12 @@ def vector(**fields):
 
 
 def test_interpreter_runs_vector_commands():
-    store = (Opcode.STORE, {
-        "scratchpad": 120, "far": 1500, "run": 24, "count0": 1, "count1": 1, "count2": 1,
-        "wait0_sem": 4, "wait0_count": 1,
-    })
     signal = {"signal0_valid": 1, "signal0_sem": 4, "signal0_rect": 0}
-    config, words = program(LOAD, vector(**signal), store)
+    out = store(120, 3500, 24, wait0_sem=4, wait0_count=1)
+    config, words = program(LOAD, vector(**signal), out)
     after = Interpreter(config, words, eager=False).run()
     _, want = run_vector(vector()[1], words[1024:1280])
-    np.testing.assert_array_equal(after[1500:1524], want)
+    np.testing.assert_array_equal(after[3500:3524], want)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("mode", [WeightMode.ROW, WeightMode.COLUMN, WeightMode.DIAGONAL])
+@pytest.mark.parametrize("mode", list(WeightMode))
 def test_both_references_agree(mode):
     rng = np.random.default_rng(7)
     groups = 1 if mode == WeightMode.DIAGONAL else FIELDS["in_groups"]
