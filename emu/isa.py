@@ -165,16 +165,19 @@ class VectorOp(IntEnum):
     """y = requantise((a - a_zero) * (b - b_zero))."""
     TABLE = 4
     """y = table[a]."""
-    ROW_MAX = 5
-    """Per pixel maximum over all groups and lanes into the statistic memory."""
-    ROW_SUM = 6
-    """Per pixel sum of table32[a - max] (softmax) or of a (layer normalisation) into statistics."""
-    ROW_SUM_SQUARE = 7
-    APPLY_SOFTMAX = 8
-    APPLY_NORM = 9
-    RECIPROCAL = 10
-    RSQRT = 11
-    TOP_K = 12
+    # Of rows: the channels of one pixel, `channels` lanes of `groups` words at base + g*plane +
+    # p*step. Words of SOFTMAX and the norms go to out + g*out_group + p*out_step, and their lanes
+    # beyond the channels become out_zero.
+    SOFTMAX = 5
+    """`emu.softmax`: scale0 is the factor, an integer; uint32 T[256] at ``table``."""
+    LAYER_NORM = 6
+    """`emu.normalise`: epsilon is scale0 + 2**32 * scale1; its parameters' words at ``table``."""
+    RMS_NORM = 7
+    """The same about 0 instead of the mean."""
+    TOP_K = 8
+    """The numbers of the k <= 8 largest values, ties to the lower one, as uint32 in 1 or 2 words at
+    out + p*out_step (0 fills them up); with b_mode = 1 also the values' bytes, in one word at
+    b_base + p*b_step."""
 
 
 VECTOR: Fields = (
@@ -184,13 +187,14 @@ VECTOR: Fields = (
     ("sy", 6), ("sx", 6), ("kh", 6), ("kw", 6),
     ("groups", 12), ("out_width", 14), ("first_x", 14), ("pixels", 16),
     ("b_base", 16), ("b_plane", 16), ("b_step", 16),
-    ("b_mode", 2),                   # 0 window, 1 row broadcast, 2 lane broadcast, 3 row statistic
+    ("b_mode", 2),                   # 0 window, 1 row broadcast, 2 lane broadcast
     ("out", 16), ("out_group", 16), ("out_step", 16),
     ("table", 16),
     ("a_signed", 1), ("b_signed", 1), ("a_zero", -9), ("b_zero", -9),
     ("out_zero", -9), ("clip_low", -9), ("clip_high", -9),
     ("scale0", 32), ("scale1", 32), ("scale2", 32),
     ("channels", 16), ("k", 5),
+    ("causal", 1),                   # SOFTMAX: row p has channels + p lanes
 )
 
 LAYER: Fields = (

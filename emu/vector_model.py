@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one VECTOR command computes, as pure functions of its fields and the scratchpad.
 
-Output word w of a command is pixel ``w % pixels`` of group ``w // pixels``: words are written in
-this order. What a word is made of may be read any time before it is written.
+Words are written in the order of `write_addresses`: all pixels of the first group, and so on;
+operations on rows write all groups of the first pixel, and so on. What a word is made of may be
+read any time before it is written.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.isa import VectorOp
+from emu.normalise import CHANNELS_LIMIT, EPSILON_LIMIT, NormParameters, normalise
 from emu.requantise import add_by_table, from_bytes, lookup, multiply, requantise, to_bytes
+from emu.softmax import FACTOR_LIMIT, softmax
 
 Fields = Mapping[str, int]
 Bytes = NDArray[np.uint8]
@@ -20,11 +23,16 @@ LANES = 16
 SPACE = 1 << 16
 """Scratchpad addresses wrap at this."""
 
-TABLE_WORDS = {VectorOp.ADD: 64, VectorOp.TABLE: 16}
+TABLE_WORDS = {VectorOp.ADD: 64, VectorOp.TABLE: 16, VectorOp.SOFTMAX: 64}
 """Words at ``table`` that an operation reads before its first output word."""
 TWO = (VectorOp.ADD, VectorOp.MULTIPLY)
 """Operations with a second operand."""
-MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE)
+NORMS = (VectorOp.LAYER_NORM, VectorOp.RMS_NORM)
+ROWS = (VectorOp.SOFTMAX, *NORMS, VectorOp.TOP_K)
+"""Operations on the channels of each pixel."""
+MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE, *ROWS)
+TOP_LIMIT = 8
+"""Largest k."""
 
 
 def tap_addresses(f: Fields) -> tuple[Index, NDArray[np.bool_]]:
@@ -53,34 +61,73 @@ def table_addresses(f: Fields) -> Index:
     return (f["table"] + np.arange(TABLE_WORDS.get(VectorOp(f["op"]), 0))) % SPACE
 
 
+def row_addresses(f: Fields) -> Index:
+    """address[pixel, group] of the words of each row."""
+    pixel, group = np.arange(f["pixels"])[:, None], np.arange(f["groups"])[None]
+    return (f["base"] + pixel * f["step"] + group * f["plane"]) % SPACE
+
+
+def parameter_addresses(f: Fields) -> Index:
+    """address[group, word] of a normalisation's parameters."""
+    return (f["table"] + np.arange(8 * f["groups"]).reshape(-1, 8)) % SPACE
+
+
 def write_addresses(f: Fields) -> Index:
     """Words written, in order; of the last of two equal ones the value stays."""
     group, pixel = np.arange(f["groups"])[:, None], np.arange(f["pixels"])[None]
-    return ((f["out"] + group * f["out_group"] + pixel * f["out_step"]) % SPACE).reshape(-1)
+    if f["op"] == VectorOp.TOP_K:
+        where = f["out"] + pixel * f["out_step"] + np.arange(-(-f["k"] // 4))[:, None]
+        if f["b_mode"]:
+            where = np.concatenate([where, f["b_base"] + pixel * f["b_step"]])
+    else:
+        where = f["out"] + group * f["out_group"] + pixel * f["out_step"]
+    return ((where.T if f["op"] in ROWS else where) % SPACE).reshape(-1)
 
 
 def read_addresses(f: Fields) -> tuple[Index, Index]:
     """(address, output word it is read for) of all reads but the table's, in ascending order."""
-    taps, inside = tap_addresses(f)
-    number = np.arange(f["groups"] * f["pixels"]).reshape(f["groups"], 1, f["pixels"])
-    address, word = taps[:, inside].reshape(-1), np.broadcast_to(number, taps.shape)
-    word = word[:, inside].reshape(-1)
-    if f["op"] in TWO:
-        address = np.concatenate([address, second_addresses(f).reshape(-1)])
-        word = np.concatenate([word, number.reshape(-1)])
+    count = f["groups"] * f["pixels"]
+    if f["op"] in ROWS:
+        address, word = row_addresses(f).reshape(-1), np.arange(count)
+        if f["op"] == VectorOp.TOP_K:  # words written: so many a row, when all of it was read
+            word = word // f["groups"] * (-(-f["k"] // 4) + (f["b_mode"] > 0))
+        elif f["op"] in NORMS:  # the last row reads the parameters as all others do
+            address = np.concatenate([address, parameter_addresses(f).reshape(-1)])
+            word = np.concatenate([word, word[-f["groups"] :].repeat(8)])
+    else:
+        taps, inside = tap_addresses(f)
+        number = np.arange(count).reshape(f["groups"], 1, f["pixels"])
+        address, word = taps[:, inside].reshape(-1), np.broadcast_to(number, taps.shape)
+        word = word[:, inside].reshape(-1)
+        if f["op"] in TWO:
+            address = np.concatenate([address, second_addresses(f).reshape(-1)])
+            word = np.concatenate([word, number.reshape(-1)])
     order = np.argsort(word, kind="stable")
     return address[order], word[order]
 
 
 def unsupported(f: Fields) -> str | None:
     """Why a command cannot run, or None."""
-    if f["op"] not in MODELLED:
-        return f"VECTOR has no operation {f['op']}"
-    for name in ("groups", "pixels", "kh", "kw", "out_width"):
+    op = f["op"]
+    if op not in MODELLED:
+        return f"VECTOR has no operation {op}"
+    rows = op in ROWS
+    for name in ("groups", "pixels", *(("channels",) if rows else ("kh", "kw", "out_width"))):
         if f[name] < 1:
             return f"VECTOR with {name} = 0"
-    if f["op"] in TWO and f["b_mode"] == 3:
+    if op in TWO and f["b_mode"] == 3:
         return "VECTOR has no operand mode 3"
+    lanes = f["channels"] + (f["pixels"] - 1) * (op == VectorOp.SOFTMAX and f["causal"])
+    if rows and lanes > LANES * f["groups"]:
+        return f"VECTOR on {lanes} channels in {f['groups']} groups"
+    if op == VectorOp.SOFTMAX and not 1 <= f["scale0"] <= FACTOR_LIMIT:
+        return f"SOFTMAX with factor {f['scale0']}, not 1 to {FACTOR_LIMIT}"
+    if op in NORMS and f["channels"] >= CHANNELS_LIMIT:
+        return f"normalisation over {f['channels']} channels"
+    if op in NORMS and _epsilon(f) >= EPSILON_LIMIT:
+        return f"normalisation with epsilon {_epsilon(f)}"
+    if op == VectorOp.TOP_K and not 1 <= f["k"] <= min(TOP_LIMIT, f["channels"]):
+        return f"TOP_K with k = {f['k']}, not 1 to {min(TOP_LIMIT, f['channels'])}"
     return None
 
 
@@ -106,20 +153,31 @@ def run_vector(f: Fields, data: Bytes) -> tuple[Index, Bytes]:
     """
     if reason := unsupported(f):
         raise ValueError(reason)
+    compute = _words if f["op"] not in ROWS else _top if f["op"] == VectorOp.TOP_K else _rows
+    return write_addresses(f), compute(f, data).reshape(-1, LANES)
+
+
+def _epsilon(f: Fields) -> int:
+    return f["scale0"] | f["scale1"] << 32
+
+
+def _clip(f: Fields) -> dict[str, int]:
+    return {"low": f["clip_low"], "high": f["clip_high"]}
+
+
+def _words(f: Fields, data: Bytes) -> Bytes:
+    """Bytes [group, pixel, lane] of pools and element-wise operations."""
     op, scale = VectorOp(f["op"]), np.uint32(f["scale0"]).view(np.float32)
-    a_signed, b_signed = bool(f["a_signed"]), bool(f["b_signed"])
-    clip = {"low": f["clip_low"], "high": f["clip_high"]}
+    a_signed, clip = bool(f["a_signed"]), _clip(f)
     taps, inside = tap_addresses(f)
-    raw = data[np.where(inside[None], taps, 0)]
-    values = from_bytes(raw, a_signed)
+    values = from_bytes(data[np.where(inside[None], taps, 0)], a_signed)
     table = data[table_addresses(f)].reshape(-1)
     if op == VectorOp.SUM_POOL:
         total = np.where(inside[None, ..., None], values - f["a_zero"], 0).sum(axis=1)
-        y = requantise(total, scale, zero=f["out_zero"], **clip)
-        return write_addresses(f), to_bytes(y).reshape(-1, LANES)
+        return to_bytes(requantise(total, scale, zero=f["out_zero"], **clip))
     a = np.where(inside[None, ..., None], values, -128 if a_signed else 0).max(axis=1)
     if op in TWO:
-        b = from_bytes(data[second_addresses(f)], b_signed)
+        b = from_bytes(data[second_addresses(f)], bool(f["b_signed"]))
         b = np.broadcast_to(b[..., :1] if f["b_mode"] == 2 else b, a.shape)
     if op == VectorOp.ADD:
         y = add_by_table(a, b, scale, table.view(np.float32), offset=f["a_zero"], **clip)
@@ -128,4 +186,46 @@ def run_vector(f: Fields, data: Bytes) -> tuple[Index, Bytes]:
         y = multiply(a, b, scale, **zeros, **clip)
     else:
         y = lookup(a, table).astype(np.int32) if op == VectorOp.TABLE else a
-    return write_addresses(f), to_bytes(y).reshape(-1, LANES)
+    return to_bytes(y)
+
+
+def _row_values(f: Fields, data: Bytes) -> NDArray[np.int32]:
+    """Values [pixel, lane] of all groups of each row."""
+    return from_bytes(data[row_addresses(f)].reshape(f["pixels"], -1), bool(f["a_signed"]))
+
+
+def _rows(f: Fields, data: Bytes) -> Bytes:
+    """Bytes [pixel, lane] of softmax and normalisations."""
+    values, count = _row_values(f, data), f["channels"]
+    y = np.full(values.shape, f["out_zero"], np.int32)
+    if f["op"] == VectorOp.SOFTMAX:
+        table = data[table_addresses(f)].reshape(-1).view(np.uint32)
+        alone = [(slice(p, p + 1), count + p) for p in range(f["pixels"])]
+        for rows, last in alone if f["causal"] else [(slice(None), count)]:
+            y[rows, :last] = softmax(
+                values[rows, :last], table, f["scale0"], is_signed=bool(f["a_signed"]),
+                zero=f["out_zero"], **_clip(f),
+            )
+    else:
+        words = data[parameter_addresses(f)].reshape(-1, 4, 2, 16).view(np.int32)
+        offset, gain = (words[:, :, k].reshape(-1)[:count] for k in range(2))
+        y[:, :count] = normalise(
+            values[:, :count], NormParameters(gain=gain, offset=offset, epsilon=_epsilon(f)),
+            in_zero=f["a_zero"], zero=f["out_zero"], centred=f["op"] == VectorOp.LAYER_NORM,
+            **_clip(f),
+        )
+    return to_bytes(y)
+
+
+def _top(f: Fields, data: Bytes) -> Bytes:
+    """Bytes [pixel, word, 16] of the largest values' numbers and, if wanted, of the values."""
+    values = _row_values(f, data)[:, : f["channels"]]
+    best = np.argsort(-values, axis=-1, kind="stable")[:, : f["k"]]
+    words = -(-f["k"] // 4)
+    result = np.zeros((f["pixels"], words + (f["b_mode"] > 0), LANES), np.uint8)
+    numbers = np.zeros((f["pixels"], 4 * words), np.uint32)
+    numbers[:, : f["k"]] = best
+    result[:, :words] = numbers.view(np.uint8).reshape(f["pixels"], words, LANES)
+    if f["b_mode"]:
+        result[:, words, : f["k"]] = to_bytes(np.take_along_axis(values, best, axis=-1))
+    return result

@@ -7,6 +7,8 @@ import pytest
 from emu import requantise as rq
 from emu.interpreter import Interpreter, ProgramError
 from emu.isa import Opcode, VectorOp
+from emu.normalise import norm_parameters, normalise, parameter_words
+from emu.softmax import softmax, softmax_table
 from emu.vector_model import early_write, read_addresses, run_vector, unsupported, write_addresses
 from tests.emu.programs import load, program, store
 
@@ -16,7 +18,8 @@ PLAIN = {
     "b_base": 80, "b_plane": 12, "b_step": 1, "b_mode": 0, "out": 120, "out_group": 12,
     "out_step": 1, "table": 160, "a_signed": 1, "b_signed": 1, "a_zero": 0, "b_zero": 0,
     "out_zero": 0, "clip_low": -128, "clip_high": 127,
-    "scale0": int(np.float32(0.05).view(np.uint32)), "channels": 32, "k": 1,
+    "scale0": int(np.float32(0.05).view(np.uint32)), "scale1": 0, "channels": 32, "k": 1,
+    "causal": 0,
 }
 POOL = PLAIN | {"kh": 3, "kw": 2, "y0": -1, "x0": -1, "sx": 2, "out_width": 2, "pixels": 5,
                 "first_x": 1}
@@ -77,6 +80,52 @@ def test_element_wise(memory, op, mode):
     np.testing.assert_array_equal(words, rq.to_bytes(want))
 
 
+def test_softmax_of_growing_rows(memory):
+    table = softmax_table(32, 0.1)
+    memory[160:224] = table.view(np.uint8).reshape(64, 16)
+    f = PLAIN | {"op": VectorOp.SOFTMAX, "scale0": 256, "channels": 5, "causal": 1}
+    f["out_zero"] = -128
+    where, words = run_vector(f, memory)
+    assert where[:4].tolist() == [120, 132, 121, 133]
+    got = words.reshape(12, 32)
+    for p in range(12):
+        row = memory[[16 + p, 28 + p]].reshape(-1)[: 5 + p].view(np.int8)
+        want = softmax(row, table, 256, is_signed=True, zero=-128)
+        np.testing.assert_array_equal(got[p, : 5 + p], rq.to_bytes(want))
+        assert (got[p, 5 + p :] == 128).all()
+
+
+@pytest.mark.parametrize("op", [VectorOp.LAYER_NORM, VectorOp.RMS_NORM])
+def test_norms(memory, op):
+    rng = np.random.default_rng(2)
+    parameters = norm_parameters(
+        rng.normal(1, 0.3, 27), rng.normal(0, 0.5, 27), in_scale=0.05, out_scale=0.02, epsilon=1e-2
+    )
+    memory[160:176] = parameter_words(parameters)
+    f = PLAIN | {"op": op, "channels": 27, "scale0": parameters.epsilon, "a_zero": 4, "out_zero": 9}
+    _, words = run_vector(f, memory)
+    rows = memory[16:40].reshape(2, 12, 16).transpose(1, 0, 2).reshape(12, 32)[:, :27]
+    want = normalise(
+        rows.view(np.int8), parameters, in_zero=4, zero=9, centred=op == VectorOp.LAYER_NORM
+    )
+    got = words.reshape(12, 32)
+    np.testing.assert_array_equal(got[:, :27], rq.to_bytes(want))
+    assert (got[:, 27:] == 9).all()
+
+
+def test_top_k(memory):
+    memory[16:40] = np.random.default_rng(8).integers(0, 4, (24, 16))
+    f = PLAIN | {"op": VectorOp.TOP_K, "channels": 30, "k": 5, "b_mode": 1, "out_step": 2}
+    where, words = run_vector(f, memory)
+    assert where[:6].tolist() == [120, 121, 80, 122, 123, 81]
+    for p in range(12):
+        row = memory[[16 + p, 28 + p]].reshape(-1)[:30].astype(int).tolist()
+        best = sorted(range(30), key=lambda c: (-row[c], c))[:5]
+        numbers = words[3 * p : 3 * p + 2].reshape(-1).view(np.uint32)
+        assert numbers.tolist() == best + [0, 0, 0]
+        assert words[3 * p + 2].tolist() == [row[c] for c in best] + [0] * 11
+
+
 def test_reads_name_the_word_they_are_for():
     address, word = read_addresses(POOL | {"op": VectorOp.MAX_POOL})
     assert (np.diff(word) >= 0).all() and word[-1] == 9
@@ -91,6 +140,16 @@ def test_what_cannot_run():
     assert unsupported(PLAIN | {"op": 31}) == "VECTOR has no operation 31"
     assert unsupported(PLAIN | {"op": 0, "kw": 0}) == "VECTOR with kw = 0"
     assert unsupported(PLAIN | {"op": VectorOp.ADD, "b_mode": 3}).endswith("mode 3")
+    for fields, reason in (
+        ({"op": VectorOp.SOFTMAX, "scale0": 257}, "SOFTMAX with factor 257, not 1 to 256"),
+        ({"op": VectorOp.SOFTMAX, "scale0": 1, "causal": 1}, "VECTOR on 43 channels in 2 groups"),
+        ({"op": VectorOp.LAYER_NORM, "channels": 0}, "VECTOR with channels = 0"),
+        ({"op": VectorOp.LAYER_NORM, "channels": 33}, "VECTOR on 33 channels in 2 groups"),
+        ({"op": VectorOp.RMS_NORM, "scale1": 1 << 13}, "normalisation with epsilon 3518"),
+        ({"op": VectorOp.TOP_K, "k": 9}, "TOP_K with k = 9, not 1 to 8"),
+        ({"op": VectorOp.TOP_K, "k": 3, "channels": 2}, "TOP_K with k = 3, not 1 to 2"),
+    ):
+        assert unsupported(PLAIN | fields).startswith(reason)
     with pytest.raises(ValueError, match="no operation 31"):
         run_vector(PLAIN | {"op": 31}, np.zeros((1, 16), np.uint8))
 
@@ -99,6 +158,10 @@ def test_in_place_only_where_no_later_word_reads():
     assert early_write(PLAIN | {"op": VectorOp.TABLE, "out": 16}) is None
     assert early_write(PLAIN | {"op": VectorOp.TABLE, "out": 17}) == 17
     assert early_write(POOL | {"op": VectorOp.MAX_POOL, "out": 18, "out_group": 12}) == 18
+    rows = PLAIN | {"op": VectorOp.LAYER_NORM}
+    assert early_write(rows | {"out": 16}) is None
+    assert early_write(rows | {"out": 17}) == 17
+    assert early_write(rows | {"table": 120, "out_step": 2}) == 120
     assert len(write_addresses(PLAIN | {"op": VectorOp.TABLE})) == 24
 
 
