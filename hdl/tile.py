@@ -85,7 +85,8 @@ class Tile(wiring.Component):
         load, store, vector = LoadEngine(config), StoreEngine(config), VectorEngine(config)
         m.submodules.blocks = blocks = ParameterStore(config)
         m.submodules.compute = compute = ComputeEngine(config)
-        for name, engine in (("load", load), ("store", store), ("vector", vector)):
+        m.submodules.vector = vector
+        for name, engine in (("load", load), ("store", store)):
             gate(m, name, engine, engine.command.valid | engine.busy, platform)
 
         border = self._border(m)

@@ -8,8 +8,11 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
 
 from emu.config import load_config
 from emu.isa import VectorOp
+from emu.normalise import norm_parameters, parameter_words
+from emu.softmax import softmax_table
 from emu.vector_model import run_vector
 from hdl.vector.engine import BUILT, VectorEngine
+from hdl.vector.rows import ROW_OPERATIONS
 from hdl.vector.walker import VectorCommand
 from sim.streams import Source
 
@@ -98,11 +101,48 @@ def random_command(rng, scratch: Scratch, op: VectorOp) -> dict:
         "clip_high": low + 255 - pick(rng, 0, 20),
         "scale0": int(np.float32(rng.uniform(0.002, 0.1)).view(np.uint32)),
     }
+    c |= {"scale1": 0, "channels": 0, "k": 0, "causal": 0}
     if op == VectorOp.ADD:
         addends = rng.uniform(-100, 100, 256).astype(np.float32)
         scratch.memory[0xF000:0xF040] = addends.view(np.uint8).reshape(64, 16)
         c["scale0"] = int(np.float32(rng.uniform(0.1, 2)).view(np.uint32))
         c["a_zero"] = int(rng.choice([0, -128]))
+    return c
+
+
+def random_rows(rng, scratch: Scratch, op: VectorOp) -> dict:
+    """A row operation; rows lie behind one another or interleaved."""
+    c = random_command(rng, scratch, op)
+    groups, pixels = c["groups"], pick(rng, 1, 5)
+    channels = pick(rng, 16 * groups - 15, 16 * groups)
+    inner = rng.random() < 0.5  # a row's words next to each other
+    c |= {
+        "pixels": pixels, "channels": channels, "plane": 1 if inner else pixels + 1,
+        "step": groups + 1 if inner else 1, "out_step": groups if inner else 1,
+        "out_group": 1 if inner else pixels, "k": 1,
+    }
+    words = (c["base"] + np.arange(pixels)[:, None] * c["step"]
+             + np.arange(groups)[None] * c["plane"])
+    spread, middle = rng.choice([0, 1, 5, 30, 200]), rng.integers(-64, 65)
+    values = np.rint(rng.normal(middle, spread, (*words.shape, 16))).clip(-128, 127)
+    scratch.memory[words] = (values + (0 if c["a_signed"] else 128)).astype(np.int64) & 0xFF
+    c["a_zero"] = pick(rng, -128, 127) + (0 if c["a_signed"] else 128)
+    if op == VectorOp.SOFTMAX:
+        c |= {"scale0": pick(rng, 1, 256), "causal": pick(rng, 0, 1)}
+        c["channels"] = max(1, channels - (pixels - 1) * c["causal"])
+        table = softmax_table(16 * groups, float(rng.uniform(0.001, 0.3)))
+        scratch.memory[0xF000:0xF040] = table.view(np.uint8).reshape(64, 16)
+    elif op == VectorOp.TOP_K:
+        c |= {"k": pick(rng, 1, min(8, channels)), "b_mode": pick(rng, 0, 1), "out_step": 2}
+    else:
+        parameters = norm_parameters(
+            rng.normal(1, 0.5, channels), rng.normal(0, 0.5, channels),
+            in_scale=10 ** rng.uniform(-3, 0), out_scale=10 ** rng.uniform(-2, 0),
+            epsilon=float(rng.choice([0, 1e-12, 1e-5])),
+        )
+        words = parameter_words(parameters)
+        scratch.memory[0xF000 : 0xF000 + len(words)] = words
+        c |= {"scale0": parameters.epsilon & 0xFFFFFFFF, "scale1": parameters.epsilon >> 32}
     return c
 
 
@@ -123,7 +163,7 @@ async def golden(dut, op, p_refuse):
     rng, scratch, source = await start(dut, p_refuse)
     seen = set()
     for number in range(12):
-        command = random_command(rng, scratch, op)
+        command = (random_rows if op in ROW_OPERATIONS else random_command)(rng, scratch, op)
         want = expected(scratch.memory, command)
         scratch.writes.clear()
         await with_timeout(source.send([command]), 10, "us")
@@ -154,6 +194,32 @@ async def timing(dut):
         took = scratch.done[-1][0] - begin
         dut._log.info(f"{took} cycles for 128 words")
         assert 128 * cycles <= took <= 128 * cycles + 24
+
+
+ROW_CYCLES = {
+    # Cycles of a row of g groups and of a command, at most.
+    VectorOp.SOFTMAX: (lambda g: 9 * g + 32, 80), VectorOp.LAYER_NORM: (lambda g: 10 * g + 92, 10),
+    VectorOp.TOP_K: (lambda g: 16 * g + 12, 10),
+}
+
+
+@cocotb.test
+@cocotb.parametrize(op=list(ROW_CYCLES), groups=[1, 8])
+async def row_timing(dut, op, groups):
+    rng, scratch, source = await start(dut, 0.0)
+    row, once = ROW_CYCLES[op]
+    command = random_rows(rng, scratch, op)
+    pixels = 6
+    words = 0x100 + np.arange(pixels)[:, None] * groups + np.arange(groups)
+    scratch.memory[words] = np.rint(rng.normal(0, 30, (*words.shape, 16))).astype(np.int64) & 0xFF
+    command |= {"base": 0x100, "step": groups, "plane": 1, "groups": groups, "pixels": pixels,
+                "channels": 16 * groups, "k": 2, "b_mode": 0, "a_signed": 1, "causal": 0}
+    begin = scratch.cycle
+    await with_timeout(source.send([command]), 10, "us")
+    await with_timeout(finish(dut, scratch, 1), 10, "us")
+    took = scratch.done[-1][0] - begin
+    dut._log.info(f"{op.name}: {took} cycles for {pixels} rows of {groups} groups")
+    assert pixels * (row(groups) - 24) <= took <= pixels * row(groups) + once
 
 
 @cocotb.test
