@@ -24,7 +24,14 @@ from emu.compute_model import (
     weight_matrices,
     window_addresses,
 )
-from emu.config import BLOCK_TILES, BLOCK_WORDS, WORD_BYTES, Config, interleaved
+from emu.config import (
+    BLOCK_TILES,
+    BLOCK_WORDS,
+    SEGMENT_WORDS,
+    WORD_BYTES,
+    Config,
+    interleaved,
+)
 from emu.isa import (
     COMMAND_BYTES,
     COMMAND_WORDS,
@@ -74,6 +81,8 @@ class Interpreter:
             for x in range(config.mesh.cols):
                 entry = int(directory[y * config.mesh.cols + x, 0])
                 base, count = entry & (1 << 28) - 1, entry >> 32
+                if base % SEGMENT_WORDS:
+                    raise ProgramError(f"tile {x},{y}: the stream begins within a segment")
                 raw = self._range(base, count * COMMAND_WORDS, f"tile {x},{y}: stream").tobytes()
                 chunks = [raw[k : k + COMMAND_BYTES] for k in range(0, len(raw), COMMAND_BYTES)]
                 commands = [decoded.get(c) or decoded.setdefault(c, decode(c)) for c in chunks]

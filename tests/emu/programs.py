@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from emu.config import Config, load_config
+from emu.config import SEGMENT_WORDS, Config, load_config
 from emu.isa import COMMAND_WORDS, RECT, Opcode, encode, pack_fields
 
 Command = tuple[Opcode, dict]
@@ -28,17 +28,19 @@ def store(scratchpad: int, far: int, run: int, **fields: int) -> Command:
     return move(Opcode.STORE, scratchpad, far, run, **fields)
 
 
-def program(*first: Command, second: tuple[Command, ...] = ()) -> tuple[Config, np.ndarray]:
-    """A 2x2 chip whose first tiles run ``first`` and ``second``, and its HBM image."""
-    config = load_config("small", ["mesh.rows=2", "mesh.cols=2", "scratchpad.kib=16"])
+def program(
+    *first: Command, second: tuple[Command, ...] = (), config: Config | None = None
+) -> tuple[Config, np.ndarray]:
+    """A chip whose first tiles run ``first`` and ``second``, and its HBM image."""
+    config = config or load_config("small", ["scratchpad.kib=16"])
     words = np.zeros((4096, 16), np.uint8)
     words[DATA : DATA + 512] = np.random.default_rng(5).integers(0, 256, (512, 16))
     base = 16
-    for tile, commands in enumerate([first, second, (), ()]):
+    for tile, commands in enumerate([first, second] + [()] * (config.mesh.tiles - 2)):
         stream = [*commands, (Opcode.END, {})]
         words[tile].view(np.uint64)[0] = base | len(stream) << 32
         raw = b"".join(encode(opcode, **fields) for opcode, fields in stream)
         size = len(stream) * COMMAND_WORDS
         words[base : base + size] = np.frombuffer(raw, np.uint8).reshape(-1, 16)
-        base += size
+        base += -(-size // SEGMENT_WORDS) * SEGMENT_WORDS
     return config, words

@@ -35,6 +35,13 @@ def test_gather(eager):
     run((config, words), eager=eager, values=False)
 
 
+def test_streams_begin_with_a_segment():
+    config, words = program()
+    words[0].view(np.uint64)[0] += 8
+    with pytest.raises(ProgramError, match="tile 0,0: the stream begins within a segment"):
+        run((config, words))
+
+
 def test_gather_needs_its_list():
     image = program(load(0, DATA, 2, gather=1, gather_base=100))
     with pytest.raises(ProgramError, match="gather reads scratchpad word 100, never written"):
