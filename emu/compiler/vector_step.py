@@ -290,9 +290,10 @@ class TileVectorStep:
 
 
 def vector_roofline(config: Config, step: VectorStep) -> Roofline:
-    """Bounds of a vector step; compute: a word in max(4, taps + operand + 2) cycles."""
+    """Bounds of a vector step; compute: a word in as many cycles as reads, mostly two or more."""
     layer, sources = step.layer, len(step.sources)
     taps = layer.kernel[0] * layer.kernel[1] if isinstance(layer, PoolLayer) else sources
+    least = 1 if isinstance(layer, TableLayer) else 2
     compute = max(sum(u.out_words for u in units) for units in step.work.values())
     inbound = max(
         sum(sources * u.in_words for u in units) + step.constant_words
@@ -301,7 +302,7 @@ def vector_roofline(config: Config, step: VectorStep) -> Roofline:
     reads = {tensor.name: tensor.words for tensor in step.sources}
     total = sum(reads.values()) + step.constant_words + step.target.words
     return Roofline(
-        name=layer.name, compute=compute * max(4, taps + 2), hbm=total / config.hbm.channels,
+        name=layer.name, compute=compute * max(taps, least), hbm=total / config.hbm.channels,
         inbound=inbound, reads=reads, constant_words=step.constant_words,
         write_words=step.target.words, macs=0,
     )

@@ -12,12 +12,12 @@ from hdl.compute.residual import ResidualAdder
 from hdl.compute.tables import LookupTable
 from hdl.compute.word_writer import WordWriter
 from hdl.ports import ScratchpadRead, ScratchpadWrite
-from hdl.vector.collector import Collected, Collector
+from hdl.vector.collector import SUM_BITS, Collector
 from hdl.vector.loader import TableLoader
 from hdl.vector.walker import VectorCommand
 
-LANES = 4
-"""Lanes behind the 16 of the collector: a word takes four cycles there."""
+LANES = 8
+"""Lanes that multiply or add: a word takes two cycles there, as its two operands do to be read."""
 DEPTH = 8
 """Words queued for the write port."""
 ELEMENT_OPERATIONS = (
@@ -41,8 +41,9 @@ class ElementEngine(wiring.Component):
     clip_high`` and uses ``out_zero``. A tap of ADD, MULTIPLY or TABLE outside the image reads as
     the type's minimum: windows of element-wise operators lie inside.
 
-    Throughput: a word in max(4, taps + b + 2) cycles, less where the ports refuse. A command costs
-    about 20 cycles, and one for each word of its table.
+    Throughput: a word in as many cycles as it has taps and b words, at least two if it is not
+    MAX_POOL or TABLE; less where the ports refuse. A command costs about 20 cycles, and one for
+    each word of its table.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ class ElementEngine(wiring.Component):
         m = Module()
         m.submodules.loader = loader = TableLoader()
         m.submodules.collector = collector = Collector()
-        m.submodules.writer = writer = WordWriter(LANES, DEPTH)
+        m.submodules.writer = writer = WordWriter(16, DEPTH)
         connect(m, writer.write, wiring.flipped(self.write))
         command, new = Signal(VectorCommand), self.command.payload
         idle, loading, refused = Signal(init=1), Signal(), Signal()
@@ -118,48 +119,51 @@ class ElementEngine(wiring.Component):
                 Mux(loader.busy, loader.read.request.payload, collector.read.request.payload)
             ),
         ]
-        operand, part, issue = self._parts(m, collector, writer)
-        self._lanes(m, command, operand, part, issue, loader, writer)
+        whole = Signal()  # all lanes of a word at once
+        m.d.comb += whole.eq((command.op == VectorOp.MAX_POOL) | (command.op == VectorOp.TABLE))
+        operand, issue = self._halves(m, command, collector, writer, whole)
+        self._lanes(m, command, collector, operand, issue, loader, writer)
         self._place(m, command, begin, writer)
         m.d.comb += self.busy.eq(~idle | refused)
         return m
 
-    def _parts(self, m, collector, writer):
-        """Hand out a collected word's lanes, four a cycle; returns (word, part, issued now)."""
-        operand, part, full = Signal(Collected), Signal(2), Signal()
-        promised, inside = Signal(range(DEPTH + 1)), Signal(range(DEPTH + 1))
-        issue, first, last = Signal(), Signal(), Signal()
-        m.d.comb += [
-            issue.eq(full & ((part != 0) | (promised != DEPTH))),
-            first.eq(issue & (part == 0)),
-            last.eq(issue & (part == 3)),
-            collector.o.ready.eq(~full | last),
-            writer.final.eq(collector.ended & (~full | last) & (inside == 1)),
-        ]
+    def _halves(self, m, c, collector, writer, whole):
+        """The operands of `LANES` lanes, a word's low half first; returns (a, b, sums), valid."""
+        promised, began, upper = Signal(range(DEPTH + 1)), Signal(), Signal()
+        now, held = [collector.o.a, collector.o.b, collector.o.sums.as_value()], []
         m.d.sync += [
-            full.eq((full & ~last) | collector.o.valid),
-            promised.eq(promised + first - writer.written),
-            inside.eq(inside + first - writer.queued),
+            promised.eq(promised + collector.begun - writer.written),
+            began.eq(collector.begun),
+            upper.eq(collector.o_valid & ~whole),
         ]
-        with m.If(issue):
-            m.d.sync += part.eq(part + 1)
-        with m.If(collector.o.valid & collector.o.ready):
-            m.d.sync += operand.eq(collector.o.payload)
-        return operand, part, issue
+        # Words of one read would follow each other faster than their halves.
+        m.d.comb += collector.room.eq((promised != DEPTH) & (whole | ~began))
+        for index, word in enumerate(now):
+            held.append(Signal(len(word) // 2, name=f"upper{index}", reset_less=True))
+            with m.If(collector.o_valid & ~whole):
+                m.d.sync += held[-1].eq(word[len(word) // 2 :])
+        a, b, sums = (
+            Mux(upper, high, word[: len(word) // 2])
+            for high, word in zip(held, now, strict=True)
+        )
+        first, broadcast = Signal(8), Signal(8)  # lane 0 of b, for both halves
+        m.d.comb += broadcast.eq(Mux(upper, first, collector.o.b[:8]))
+        with m.If(collector.o_valid):
+            m.d.sync += first.eq(collector.o.b)
+        b = Mux(c.b_mode == 2, broadcast.replicate(LANES), b)
+        return (a, b, sums), (collector.o_valid & ~whole) | upper
 
-    def _lanes(self, m, c, operand, part, issue, loader, writer):
-        """Requantise, add, look up or pass a part, and give it to the writer."""
+    def _lanes(self, m, c, collector, operand, issue, loader, writer):
+        """Requantise, add, look up or pass, and give words to the writer."""
         m.submodules.requantiser = requantiser = Requantiser(LANES)
         m.submodules.adder = adder = ResidualAdder(LANES)
-        m.submodules.bytes = table = LookupTable(8, LANES)
+        m.submodules.bytes = table = LookupTable(8, 16)
         m.submodules.floats = floats = LookupTable(32, LANES)
-        scaled = (c.op == VectorOp.SUM_POOL) | (c.op == VectorOp.MULTIPLY)
         adds = c.op == VectorOp.ADD
-        a, sums = operand.a.word_select(part, 32), operand.sums.as_value().word_select(part, 96)
-        b = Signal(32)
+        a, b, sums = Signal(8 * LANES), Signal(8 * LANES), Signal(SUM_BITS * LANES)
         m.d.comb += [
-            b.eq(Mux(c.b_mode == 2, operand.b[:8].replicate(4), operand.b.word_select(part, 32))),
-            requantiser.valid.eq(issue & scaled),
+            *(signal.eq(value) for signal, value in zip((a, b, sums), operand, strict=True)),
+            requantiser.valid.eq(issue & ~adds),
             requantiser.zero.eq(c.out_zero),
             requantiser.low.eq(c.clip_low),
             requantiser.high.eq(c.clip_high),
@@ -172,7 +176,7 @@ class ElementEngine(wiring.Component):
             adder.high.eq(c.clip_high),
             adder.addend.eq(floats.entry),
             floats.index.eq(b),
-            table.index.eq(a),
+            table.index.eq(collector.o.a),
         ]
         for memory, op in ((table, VectorOp.TABLE), (floats, VectorOp.ADD)):
             m.d.comb += [
@@ -185,27 +189,31 @@ class ElementEngine(wiring.Component):
             for word, is_signed, zero in ((a, c.a_signed, c.a_zero), (b, c.b_signed, c.b_zero)):
                 byte = word[8 * lane : 8 * lane + 8]
                 terms.append(Cat(byte, byte[7] & is_signed).as_signed() - zero)
-            total = sums[24 * lane : 24 * lane + 24].as_signed()
+            total = sums.word_select(lane, SUM_BITS).as_signed()
             # A name for the 24 bits: extended in place, bits of one word would feed each other.
-            term = Signal(signed(24), name=f"term_{lane}")
+            term = Signal(signed(SUM_BITS), name=f"term_{lane}")
             m.d.comb += [
                 term.eq(Mux(c.op == VectorOp.SUM_POOL, total, terms[0] * terms[1])),
                 requantiser.acc[lane].eq(term),
                 requantiser.scale[lane].eq(c.scale0),
             ]
-        plain = Mux(c.op == VectorOp.TABLE, table.entry.as_value(), a)
+        low, odd, y, y_valid = Signal(8 * LANES), Signal(), Signal(8 * LANES), Signal()
         m.d.comb += [
-            writer.part.eq(
-                Mux(scaled, requantiser.y.as_value(), Mux(adds, adder.y.as_value(), plain))
-            ),
-            writer.part_valid.eq(
-                Mux(scaled, requantiser.y_valid, Mux(adds, adder.y_valid, issue))
-            ),
+            y.eq(Mux(adds, adder.y.as_value(), requantiser.y.as_value())),
+            y_valid.eq(Mux(adds, adder.y_valid, requantiser.y_valid)),
+        ]
+        with m.If(y_valid):
+            m.d.sync += [low.eq(y), odd.eq(~odd)]
+        plain = Mux(c.op == VectorOp.TABLE, table.entry.as_value(), collector.o.a)
+        halves = (c.op != VectorOp.TABLE) & (c.op != VectorOp.MAX_POOL)
+        m.d.comb += [
+            writer.part.eq(Mux(halves, Cat(low, y), plain)),
+            writer.part_valid.eq(Mux(halves, y_valid & odd, collector.o_valid)),
         ]
 
     def _place(self, m, c, begin, writer):
         """Give the writer each group's first word, the next one when a group is queued."""
-        pixel, group_word = Signal(16), Signal(len(c.out))
+        pixel, group, group_word = Signal(16), Signal(12), Signal(len(c.out))
         turn, next_word = Signal(), Signal(len(c.out))
         m.d.comb += [
             turn.eq(writer.queued & (pixel == c.pixels - 1)),
@@ -213,8 +221,9 @@ class ElementEngine(wiring.Component):
             writer.start.eq(begin | turn),
             writer.address.eq(next_word),
             writer.step.eq(c.out_step),
+            writer.final.eq(turn & (group == c.groups - 1)),
         ]
         with m.If(writer.queued):
             m.d.sync += pixel.eq(Mux(turn, 0, pixel + 1))
         with m.If(begin | turn):
-            m.d.sync += group_word.eq(next_word)
+            m.d.sync += [group_word.eq(next_word), group.eq(Mux(begin, 0, group + 1))]

@@ -178,22 +178,25 @@ async def golden(dut, op, p_refuse):
 
 @cocotb.test
 async def timing(dut):
-    """A word of a 3x3 pool costs its 9 taps and 2 cycles; multiplication 4 cycles."""
+    """A word costs its reads: 9 of a 3x3 pool, 2 of two operands, 1 of a table's index."""
     _, scratch, source = await start(dut, 0.0)
     plain = {"base": 0x100, "plane": 64, "row": 8, "step": 1, "height": 8, "width": 8, "sy": 1,
              "sx": 1, "kh": 1, "kw": 1, "groups": 2, "out_width": 8, "pixels": 64, "out": OUT,
              "out_group": 64, "out_step": 1, "b_base": 0x400, "b_plane": 64, "b_step": 1,
              "scale0": 0x3C000000, "clip_low": -128, "clip_high": 127}
-    pool = plain | {"op": int(VectorOp.MAX_POOL), "kh": 3, "kw": 3, "y0": -1, "x0": -1}
-    for number, (command, cycles) in enumerate(
-        [(pool, 11), (plain | {"op": int(VectorOp.MULTIPLY)}, 4)]
-    ):
+    pool = {"kh": 3, "kw": 3, "y0": -1, "x0": -1}
+    cases: tuple[tuple[VectorOp, dict, int, int], ...] = (
+        (VectorOp.MAX_POOL, pool, 9, 0), (VectorOp.SUM_POOL, pool, 9, 0),
+        (VectorOp.MULTIPLY, {}, 2, 0), (VectorOp.ADD, {}, 2, 64), (VectorOp.TABLE, {}, 1, 16),
+        (VectorOp.SUM_POOL, {}, 2, 0),
+    )
+    for number, (op, change, cycles, table) in enumerate(cases):
         begin = scratch.cycle
-        await with_timeout(source.send([command]), 10, "us")
+        await with_timeout(source.send([plain | {"op": int(op)} | change]), 10, "us")
         await with_timeout(finish(dut, scratch, number + 1), 10, "us")
         took = scratch.done[-1][0] - begin
-        dut._log.info(f"{took} cycles for 128 words")
-        assert 128 * cycles <= took <= 128 * cycles + 24
+        dut._log.info(f"{op.name}: {took} cycles for 128 words")
+        assert 128 * cycles <= took <= 128 * cycles + table + 24
 
 
 ROW_CYCLES = {
