@@ -116,3 +116,14 @@ def normalise(
     even = wide >> point & 1
     y = (wide + (1 << point - 1) - 1 + even) >> point
     return np.clip(y + zero, low, high).astype(np.int32)
+
+
+def layer_norm(
+    values: Ints, gamma, beta, *, in_scale: float, in_zero: int, out_scale: float, zero: int,
+    epsilon: float, low: int = -128, high: int = 127,
+) -> NDArray[np.int32]:
+    """Layer normalisation over the last axis, from the float operator's parameters and scales."""
+    parameters = norm_parameters(
+        gamma, beta, in_scale=in_scale, out_scale=out_scale, epsilon=epsilon
+    )
+    return normalise(values, parameters, in_zero=in_zero, zero=zero, low=low, high=high)

@@ -173,10 +173,11 @@ def sum_pool(
 
 
 def _pool(image: Ints, reduce, *, out: tuple[int, int], **window) -> NDArray[np.int32]:
-    result = np.zeros((image.shape[0], *out), np.int64)
+    wide = np.asarray(image, np.int64)  # bytes less a zero point would wrap
+    result = np.zeros((len(wide), *out), np.int64)
     for row, column, taps in windows(image.shape[1], image.shape[2], out=out, **window):
         if not taps:
             raise ValueError("a pooling window lies wholly outside its image")
         ys, xs = zip(*taps, strict=True)
-        result[:, row, column] = reduce(np.asarray(image)[:, list(ys), list(xs)])
+        result[:, row, column] = reduce(wide[:, list(ys), list(xs)])
     return result.astype(np.int32)

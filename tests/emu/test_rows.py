@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from emu.errors import UserError
-from emu.normalise import norm_parameters, normalise, parameter_words, root_reciprocal
+from emu.normalise import layer_norm, norm_parameters, normalise, parameter_words, root_reciprocal
 from emu.softmax import softmax, softmax_factor, softmax_table
 
 
@@ -74,6 +74,10 @@ def test_normalisation_is_near_the_float_operator(channels, in_scale, out_scale,
         gamma, beta, in_scale=in_scale, out_scale=out_scale, epsilon=1e-5
     )
     got = normalise(values, parameters, in_zero=3, zero=5, centred=centred)
+    if centred:
+        scales = {"in_scale": in_scale, "out_scale": out_scale, "epsilon": 1e-5}
+        same = layer_norm(values, gamma, beta, in_zero=3, zero=5, **scales)
+        np.testing.assert_array_equal(same, got)
     x = (values - 3) * in_scale
     x = x - x.mean(axis=-1, keepdims=True) if centred else x
     y = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * gamma + beta

@@ -8,12 +8,15 @@ found itself, words for another tile, resident weights read by columns, an int32
 import numpy as np
 import pytest
 
-from emu.compiler import Program
+from emu.compiler import Program, compile_network
 from emu.compiler.images import from_channels
 from emu.config import load_config
 from emu.interpreter import Interpreter
+from emu.interpreter import execute as interpret
 from emu.isa import COMMAND_BYTES, COMMAND_WORDS, Opcode, VectorOp, WeightMode
+from emu.network.layers import AddLayer, MultiplyLayer, Operand, PoolLayer, TableLayer
 from emu.normalise import norm_parameters, parameter_words
+from emu.requantise import add_scales, add_table
 from emu.softmax import softmax_table
 from sim import execute
 from tests.emu.programs import DATA, load, program, rect, store
@@ -102,6 +105,12 @@ def test_the_interpreter_accepts_it(image):
     assert not changed[:RESULTS].any() and changed[RESULTS:].sum() > 90
 
 
+def on_chip(hand: Program, image, simulator: str):
+    """The HBM image after a run on the RTL."""
+    options = execute.Options(simulator=simulator)
+    return execute._simulate(hand, image, options, lambda text: None)["image"]
+
+
 @pytest.mark.rtl
 def test_chip_and_interpreter_agree(image, simulator):
     config, words = image
@@ -116,9 +125,38 @@ def test_chip_and_interpreter_agree(image, simulator):
         config=config, streams=raw, words=words, tensors={}, input_names=(), output_names=(),
         rooflines=(), plans=(), planned_read_bytes=0,
     )
-    options = execute.Options(simulator=simulator)
-    result = execute._simulate(hand, hand.image({}), options, lambda text: None)
-    got = from_channels(config, result["image"])[: len(words)]
+    got = from_channels(config, on_chip(hand, hand.image({}), simulator))[: len(words)]
     want = Interpreter(config, words.copy()).run()
     wrong = np.flatnonzero((got != want).any(axis=1))
     assert not len(wrong), f"{len(wrong)} words differ, the first {wrong[0]}"
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
+def test_layers_of_the_vector_engine(simulator):
+    """Pools and element-wise layers as compiled: chip and interpreter agree."""
+    rng = np.random.default_rng(1)
+    shape = (1, 40, 9, 13)
+    a, b, y = (Operand(name, shape, True, zero) for name, zero in (("a", 3), ("b", -7), ("y", 9)))
+    halved = Operand("y", (1, 40, 5, 7), True, 3)
+    scales = add_scales(0.03, 0.05, 0.06)
+    table = add_table(*scales, a_zero=3, c_zero=-7, out_zero=9, c_signed=True)
+    clip = {"clip_low": -128, "clip_high": 120}
+    pool = {
+        "name": "pool", "source": a, "target": halved, "kernel": (3, 3), "strides": (2, 2),
+        "scale": np.float32(0.1), "clip_low": -128, "clip_high": 127,
+    }
+    layers = (
+        PoolLayer(kind="max", pads=(1, 1, 1, 1), **pool),
+        PoolLayer(kind="average", pads=(1, 1, 1, 1), **pool),
+        AddLayer(name="add", sources=(a, b), target=y, scale=scales[0], table=table, **clip),
+        MultiplyLayer(name="mul", sources=(a, b), target=y, scale=np.float32(0.02), **clip),
+        TableLayer(name="table", source=a, target=y, table=rng.permutation(256).astype(np.uint8)),
+    )
+    for layer in layers:
+        compiled = compile_network([layer], load_config("small"))
+        inputs = {o.name: rng.integers(-128, 128, shape).astype(np.int8) for o in layer.sources}
+        want = interpret(compiled, inputs)["y"]
+        got = compiled.outputs(on_chip(compiled, compiled.image(inputs), simulator))["y"]
+        np.testing.assert_array_equal(got, want)
+        assert len(np.unique(got)) > 20
