@@ -9,6 +9,7 @@ from emu.isa import VectorOp
 from hdl.compute.word_writer import WordWriter
 from hdl.packets import SPAD_BITS
 from hdl.ports import ScratchpadRead, ScratchpadWrite
+from hdl.vector.normalise import LANES as NORM_LANES
 from hdl.vector.normalise import NormLanes, RootReciprocal
 from hdl.vector.row_fetch import TABLE_WORDS, RowFetcher
 from hdl.vector.row_reduce import RowReducer
@@ -16,7 +17,7 @@ from hdl.vector.softmax import LANES, SoftmaxLanes
 from hdl.vector.top_list import TopList
 from hdl.vector.walker import VectorCommand
 
-DEPTH = 8
+DEPTH = 12
 """Words queued for the write port."""
 ROW_OPERATIONS = (VectorOp.SOFTMAX, VectorOp.LAYER_NORM, VectorOp.RMS_NORM, VectorOp.TOP_K)
 
@@ -25,7 +26,7 @@ class RowEngine(wiring.Component):
     """Runs the row operations of `emu.isa.VectorOp`, one command and one row at a time.
 
     Bits equal those of `emu.vector_model`. Cycles of a row of g groups, where the ports refuse
-    nothing: SOFTMAX 9*g + 28, norms 10*g + 74 and 0 to 22 for the root's scale, TOP_K 16*g + 8; a
+    nothing: SOFTMAX 5*g + 28, norms 10*g + 74 and 0 to 22 for the root's scale, TOP_K 16*g + 8; a
     softmax command 70 more for its table.
 
     Members
@@ -95,19 +96,20 @@ class RowEngine(wiring.Component):
         held, offsets = Signal(128), Signal(128)
         self._held, self._offsets, self._factor = held, offsets, c.scale0[:9]
         lanes = Cat(self._left > lane for lane in range(16))
-        part = word.word_select(self._part[:2], 32)
+        part = self._part[:1]
         m.d.comb += [
             reducer.clear.eq(self._clear), reducer.word.eq(word), reducer.lanes.eq(lanes),
             reducer.is_signed.eq(c.a_signed), reducer.zero.eq(c.a_zero),
             reducer.raw.eq(self._softmaxes),
             softmax.word.eq(word), softmax.row.eq(self._group[:6]), softmax.clear.eq(self._clear),
-            softmax.bytes.eq(part), softmax.lanes.eq(lanes.word_select(self._part[:2], LANES)),
+            softmax.bytes.eq(word.word_select(part, 8 * LANES)),
+            softmax.lanes.eq(lanes.word_select(part, LANES)),
             softmax.maximum.eq(reducer.maximum), softmax.factor.eq(self._factor),
             root.count.eq(c.channels), root.total.eq(reducer.total),
             root.squares.eq(reducer.squares), root.epsilon.eq(Cat(c.scale0, c.scale1)),
             norm.count.eq(c.channels), norm.total.eq(reducer.total), norm.t.eq(root.t),
             norm.s.eq(root.s), norm.a_zero.eq(c.a_zero), norm.gains.eq(word),
-            norm.offsets.eq(offsets), norm.bytes.eq(held[:32]),
+            norm.offsets.eq(offsets), norm.bytes.eq(held[: 8 * NORM_LANES]),
         ]
         for unit in (softmax, norm):
             m.d.comb += [unit.is_signed.eq(c.a_signed), unit.zero.eq(c.out_zero),
@@ -121,11 +123,13 @@ class RowEngine(wiring.Component):
     def _output(self, m):
         """Parts of output words to the writer; lanes beyond the channels become the zero point."""
         c, writer, softmax, norm = self._command, self._writer, self._softmax, self._norm
-        left, part, y = Signal(17), Signal(2), Signal(32)
+        left, y, low, odd = Signal(17), Signal(8 * LANES), Signal(8 * NORM_LANES), Signal()
         self._out_left = left
+        with m.If(norm.y_valid):
+            m.d.sync += [low.eq(norm.y.as_value()), odd.eq(~odd)]
         m.d.comb += [
-            y.eq(Mux(self._norms, norm.y.as_value(), softmax.y.as_value())),
-            writer.part_valid.eq(softmax.y_valid | norm.y_valid),
+            y.eq(Mux(self._norms, Cat(low, norm.y.as_value()), softmax.y.as_value())),
+            writer.part_valid.eq(softmax.y_valid | (norm.y_valid & odd)),
             writer.part.eq(Cat(
                 Mux(left > lane, y.word_select(lane, 8), c.out_zero[:8]) for lane in range(LANES)
             )),
@@ -133,7 +137,7 @@ class RowEngine(wiring.Component):
             writer.wide.eq(self._tops),
         ]
         with m.If(writer.part_valid):
-            m.d.sync += [part.eq(part + 1), left.eq(Mux(left > LANES, left - LANES, 0))]
+            m.d.sync += left.eq(Mux(left > LANES, left - LANES, 0))
         with m.If(writer.queued):
             m.d.sync += self._unqueued.eq(self._unqueued - 1)
 
@@ -207,7 +211,7 @@ class RowEngine(wiring.Component):
             m.next = "APPLY_NORM"
         with m.State("SUM"), m.If(self._word.valid):
             m.d.comb += [self._softmax.valid.eq(1), self._softmax.summing.eq(1)]
-            used, last = self._take(m, 3)
+            used, last = self._take(m, 16 // LANES - 1)
             m.d.comb += self._pop.eq(used)
             with m.If(last):
                 m.next = "SUMMED"
@@ -216,11 +220,11 @@ class RowEngine(wiring.Component):
             m.next = "APPLY_SOFTMAX"
 
     def _apply(self, m):
-        """Last pass: four lanes at a time, a word begun only when it has room in the queue."""
+        """Last pass: a word begun only when it has room in the queue."""
         begin = self._part == 0
         with m.State("APPLY_SOFTMAX"), m.If(self._word.valid & (~begin | self._room)):
             m.d.comb += [self._softmax.valid.eq(1), self._promise.eq(begin)]
-            used, last = self._take(m, 3)
+            used, last = self._take(m, 16 // LANES - 1)
             m.d.comb += self._pop.eq(used)
             with m.If(last):
                 m.next = "FINISH"
@@ -233,7 +237,7 @@ class RowEngine(wiring.Component):
                 m.d.sync += self._offsets.eq(self._word.payload)
             with m.Else():
                 m.d.comb += self._norm.valid.eq(1)
-                m.d.sync += self._held.eq(self._held >> 32)
+                m.d.sync += self._held.eq(self._held >> 8 * NORM_LANES)
             _, last = self._take(m, 8)
             with m.If(last):
                 m.next = "FINISH"

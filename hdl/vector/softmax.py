@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from hdl.compute.tables import LookupTable
 from hdl.packets import WORD_BITS
 
-LANES = 4
+LANES = 8
 QUOTIENT_BITS = 9
 
 
@@ -16,8 +16,8 @@ class SoftmaxLanes(wiring.Component):
     """``e = T[u + 255 - maximum]``, ``S = sum(e)``, ``y = clamp((e*factor + S//2) // S + zero)``.
 
     u is a byte counted from its type's minimum; bits equal those of `emu.softmax`. Two uses of the
-    same lookups: with ``summing`` each e is added to S, otherwise divided by it. Throughput: four
-    lanes a cycle. Latency: three cycles to S, 13 to y. The divider is a pipeline of nine
+    same lookups: with ``summing`` each e is added to S, otherwise divided by it. Throughput: eight
+    lanes a cycle. Latency: four cycles to S, 13 to y. The divider is a pipeline of nine
     compare-and-subtract stages, a bit of the quotient each: it is exact by construction. Contract:
     entries are at most 0x7fffff, the factor at most 256 and no e exceeds S, so that no numerator
     exceeds 32 bits and no quotient 9.
@@ -26,7 +26,7 @@ class SoftmaxLanes(wiring.Component):
     -------
     write, row, word: Load the table, as `LookupTable`.
     clear: S becomes 0; not while ``busy``.
-    valid, summing, bytes, lanes: Four bytes and which of them count.
+    valid, summing, bytes, lanes: Eight bytes and which of them count.
     is_signed, maximum, factor, zero, low, high: Constant while ``busy``.
     y_valid, y: Results.
     busy: Operands of a sum are on their way.
@@ -63,7 +63,6 @@ class SoftmaxLanes(wiring.Component):
             stage.eq(Cat(self.valid, stage[0])),
             adds.eq(Cat(self.summing, adds[0])),
         ]
-        m.d.comb += self.busy.eq(stage.any())
         with m.If(self.valid):
             m.d.sync += lanes.eq(self.lanes)
         for lane in range(LANES):
@@ -74,10 +73,19 @@ class SoftmaxLanes(wiring.Component):
             m.d.comb += table.index[lane].eq(index)
             with m.If(stage[0]):
                 m.d.sync += entries[lane].eq(Mux(lanes[lane], table.entry[lane], 0))
+        # Entries are added in two steps: eight at a time would be a long way for one cycle.
+        pairs = [Signal(32, name=f"pair{index}") for index in range(LANES // 4)]
+        paired = Signal()
+        m.d.sync += paired.eq(stage[1] & adds[1])
+        m.d.comb += self.busy.eq(stage.any() | paired)
+        for index, four in enumerate(pairs):
+            with m.If(stage[1] & adds[1]):
+                part = entries[4 * index : 4 * index + 4]
+                m.d.sync += four.eq(sum(part[1:], part[0]))
         with m.If(self.clear):
             m.d.sync += total.eq(0)
-        with m.Elif(stage[1] & adds[1]):
-            m.d.sync += total.eq(total + sum(entries[1:], entries[0]))
+        with m.Elif(paired):
+            m.d.sync += total.eq(total + sum(pairs[1:], pairs[0]))
         self._divide(m, stage[1] & ~adds[1], entries, total)
         return m
 

@@ -201,7 +201,7 @@ async def timing(dut):
 
 ROW_CYCLES = {
     # Cycles of a row of g groups and of a command, at most.
-    VectorOp.SOFTMAX: (lambda g: 9 * g + 32, 80), VectorOp.LAYER_NORM: (lambda g: 10 * g + 92, 10),
+    VectorOp.SOFTMAX: (lambda g: 5 * g + 34, 80), VectorOp.LAYER_NORM: (lambda g: 10 * g + 92, 10),
     VectorOp.TOP_K: (lambda g: 16 * g + 12, 10),
 }
 
