@@ -67,6 +67,28 @@ def _zero(node: Node, index: int, what: str, constants: Constants) -> tuple[int,
     return int(_scalar(node, values, what)), values.dtype == np.int8
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """Scale, zero point and signedness of an activation as a node's constants say them."""
+
+    scale: float
+    zero: int
+    signed: bool
+
+
+def quantised(node: Node, index: int, what: str, constants: Constants) -> Quantised:
+    """Of the scale at input ``index`` and the zero point behind it.
+
+    Raises
+    ------
+    UserError
+        If one of them is missing, not constant, no scalar or of a wrong type.
+    """
+    name = f"{what} scale"
+    scale = float(_scalar(node, _scales(node, index, name, constants), name))
+    return Quantised(scale, *_zero(node, index + 1, f"{what} zero point", constants))
+
+
 def _outputs(node: Node, weights: NDArray) -> int:
     """Number of outputs of a layer, which its weights' shape gives."""
     if node.op == "QLinearConv":
@@ -228,6 +250,50 @@ def conv_window(node: Node, weights: NDArray, shape: Shape4) -> dict[str, Any]:
         "pads": (*before, *after),
         "groups": groups,
         "output_shape": (shape[0], outputs, *out),
+    }
+
+
+def pool_window(node: Node, shape: Shape4, rank: int, whole: bool = False) -> dict[str, Any]:
+    """Window attributes and output shape of a pooling node; 1-D ones get H = 1.
+
+    ``whole``: the window is the image.
+
+    Raises
+    ------
+    UserError
+        If an attribute is not supported, contradicts the shapes or the window does not fit.
+    """
+    if node.get("channels_last", 0):
+        raise node.error("channels_last is not supported")
+    size = list(shape[2:])[-rank:]
+    if whole:
+        kernel, stride, before, after = size, [1] * rank, [0] * rank, [0] * rank
+    else:
+        kernel = _ints(node, "kernel_shape", rank, 0, 1)
+        stride = _ints(node, "strides", rank, 1, 1)
+        if any(d > 1 for d in _ints(node, "dilations", rank, 1, 1)):
+            raise node.error("dilations are not supported")
+        before, after = _padding(node, size, kernel, stride, False)
+    if any(b >= k or a >= k for b, a, k in zip(before, after, kernel, strict=True)):
+        raise node.error(f"padding {before + after} is not smaller than its kernel {kernel}")
+    room = [size[i] + before[i] + after[i] - kernel[i] for i in range(rank)]
+    if any(n < 0 for n in room):
+        raise node.error(f"its kernel {kernel} is larger than its padded input: no output")
+    out = [n // s + 1 for n, s in zip(room, stride, strict=True)]
+    if node.get("ceil_mode", 0):
+        out = [-(-n // s) + 1 for n, s in zip(room, stride, strict=True)]
+        for i in range(rank):
+            if (out[i] - 1) * stride[i] >= size[i] + before[i]:
+                raise node.error("with ceil_mode a window would start behind the image")
+            after[i] = max(after[i], (out[i] - 1) * stride[i] + kernel[i] - size[i] - before[i])
+    if rank == 1:
+        kernel, stride, out = [1, *kernel], [1, *stride], [1, *out]
+        before, after = [0, *before], [0, *after]
+    return {
+        "kernel": tuple(kernel),
+        "strides": tuple(stride),
+        "pads": (*before, *after),
+        "output_shape": (*shape[:2], *out),
     }
 
 

@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Built-in workloads: layers of real networks by shape, tiny ones for tests, and files by path.
+"""Built-in workloads: whole networks and single layers by shape, tiny ones for tests, and files by
+path.
 
 Weights are random but seeded by the workload's name; the shapes are those of the networks.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from emu.errors import UserError
 from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
+from emu.network.zoo import resnet, tiny_residual
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A built-in workload: a chain of ``parts``."""
+    """A built-in workload: ``build(name, seed)`` makes its model."""
 
     name: str
     description: str
-    parts: tuple[Conv | Gemm, ...]
-
-    @property
-    def macs(self) -> int:
-        return sum(part.macs for part in self.parts)
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(part.weight_bytes for part in self.parts)
+    macs: int
+    weight_bytes: int
+    build: Callable[[str, int], Any]
 
 
 def _square(inputs: int, outputs: int, size: int, kernel: int = 1, **more) -> Conv:
@@ -128,9 +127,32 @@ _LIST: tuple[tuple[str, str, Conv | Gemm | tuple[Conv | Gemm, ...]], ...] = (
         ),
     ),
 )
+_NETWORKS = (
+    Workload(
+        "resnet50", "whole, v1.5, 224x224, 1000 classes", 4_089_184_256, 25_502_912,
+        partial(resnet, blocks=(3, 4, 6, 3)),
+    ),
+    Workload(
+        "resnet152", "whole, v1.5, 224x224, 1000 classes", 11_513_626_624, 60_040_384,
+        partial(resnet, blocks=(3, 8, 36, 3)),
+    ),
+    Workload(
+        "tiny.residual", "test: 32x32, three bottlenecks between two pools, a classifier",
+        760_128, 7_344, tiny_residual,
+    ),
+)
+
+
+def _layers(name: str, text: str, parts: Conv | Gemm | tuple[Conv | Gemm, ...]) -> Workload:
+    chain = parts if isinstance(parts, tuple) else (parts,)
+    return Workload(
+        name, text, sum(part.macs for part in chain), sum(part.weight_bytes for part in chain),
+        lambda label, seed: build_model(label, chain, seed),
+    )
+
+
 WORKLOADS = {
-    name: Workload(name, text, parts if isinstance(parts, tuple) else (parts,))
-    for name, text, parts in _LIST
+    item.name: item for item in (*_NETWORKS, *(_layers(*entry) for entry in _LIST))
 }
 
 
@@ -150,7 +172,7 @@ def load_network(name_or_path: str | Path) -> Network:
     workload = WORKLOADS.get(str(name_or_path))
     if workload is not None:
         seed = zlib.crc32(workload.name.encode())
-        model = build_model(workload.name, workload.parts, seed)
+        model = workload.build(workload.name, seed)
         return import_onnx(model.SerializeToString(), workload.name)
     path = Path(name_or_path)
     if not path.is_file():

@@ -255,16 +255,6 @@ SHAPE = ("s8", (1, 8, 4, 4))
     ("nodes", "outputs", "text"),
     [
         (
-            [helper.make_node("Relu", ["y"], ["z"], "relu")],
-            {"y": SHAPE, "z": SHAPE},
-            "Relu relu: supported only behind",
-        ),
-        (
-            [helper.make_node("Relu", ["x"], ["z"], "relu")],
-            {"y": SHAPE, "z": ("s8", (1, 8, 6, 6))},
-            "Relu relu: supported only behind",
-        ),
-        (
             [helper.make_node("Max", ["y", "channels"], ["z"], "max")],
             {"z": SHAPE},
             "channels must be one int8",
@@ -298,14 +288,55 @@ def test_transposing_layouts_are_refused():
     assert "would have to be moved in memory" in text
 
 
-def test_output_that_another_layer_reads():
-    rng = np.random.default_rng(9)
-    second = operands(rng, draw(rng, (8, 8, 1, 1), "s8"), 8, 8, activation="s8", weight="s8")
-    second = {f"b.{n}": v for n, v in second.items()}
-    text = refusal(
-        conv_and([conv_node("y", "z", "b.", "two")], {"y": SHAPE, "z": SHAPE}, second=second)
-    )
-    assert "output y is also read by another layer" in text
+ADD = helper.make_node(
+    "QLinearAdd", ["y", "as", "az", "x", "as", "az", "as", "az"], ["z"], "add",
+    domain="com.microsoft",
+)
+POOL = {"kernel_shape": [2, 2], "strides": [2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("node", "change", "text"),
+    [
+        (ADD, {}, "QLinearAdd add: [1, 8, 4, 4] and [1, 8, 6, 6]: only operands of one shape"),
+        (ADD, {"as": np.float32([1, 2])}, "first operand's scale must be a scalar"),
+        (ADD, {"az": np.uint8(3)}, "QLinearAdd add: y is int8, its zero point uint8"),
+        (
+            helper.make_node("MaxPool", ["y"], ["z", "i"], "pool", **POOL), {},
+            "MaxPool pool: its second output (Indices) is not supported",
+        ),
+        (
+            helper.make_node("MaxPool", ["y"], ["z"], "pool", dilations=[1, 2], **POOL), {},
+            "MaxPool pool: dilations are not supported",
+        ),
+        (
+            helper.make_node("MaxPool", ["y"], ["z"], "pool", kernel_shape=[1, 3], strides=[1, 3],
+                             pads=[0, 1, 0, 0], ceil_mode=1), {}, "",
+        ),
+        (
+            helper.make_node("MaxPool", ["y"], ["z"], "pool", kernel_shape=[1, 2], strides=[1, 5],
+                             pads=[0, 1, 0, 1], ceil_mode=1), {},
+            "with ceil_mode a window would start behind the image",
+        ),
+        (
+            helper.make_node("QLinearAveragePool", ["y", "as", "az", "as", "az"], ["z"], "pool",
+                             domain="com.microsoft", pads=[1, 0, 0, 0], **POOL), {},
+            "QLinearAveragePool pool: windows over the border",
+        ),
+        (
+            helper.make_node("QLinearGlobalAveragePool", ["y", "as", "az", "as", "az"], ["z"],
+                             "pool", domain="com.microsoft", channels_last=1), {},
+            "channels_last is not supported",
+        ),
+    ],
+)
+def test_additions_and_pools(node, change, text):
+    constants = {"as": np.float32(0.1), "az": np.int8(3)} | change
+    data = conv_and([node], {"z": ("s8", (1, 8, "h", "w"))}, constants)
+    if text:
+        assert text in refusal(data)
+    else:
+        import_onnx(data)
 
 
 def test_unknown_workloads_and_paths(tmp_path):

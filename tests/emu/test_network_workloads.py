@@ -4,7 +4,9 @@
 import numpy as np
 import pytest
 
+from emu.network.exact import exact
 from emu.network.golden import evaluate, random_inputs
+from emu.network.layers import ConvLayer
 from emu.network.workloads import WORKLOADS, list_workloads, load_network
 
 REQUIRED = {
@@ -13,14 +15,14 @@ REQUIRED = {
     "bert_base": "projection ffn1",
     "gpt2": "decode_qkv decode_ffn",
     "dlrm": "top",
-    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain",
+    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain residual",
 }
 
 
 def test_list():
     listed = list_workloads()
     required = {f"{net}.{part}" for net, parts in REQUIRED.items() for part in parts.split()}
-    assert required <= {item.name for item in listed}
+    assert required | {"resnet50", "resnet152"} <= {item.name for item in listed}
     assert len({item.name for item in listed}) == len(listed)
     for item in listed:
         assert item.description and "\n" not in item.description
@@ -51,3 +53,20 @@ def test_weights_are_reproducible():
     np.testing.assert_array_equal(first.weights, second.weights)
     other = load_network("tiny.strided").layers[0]
     assert not np.array_equal(first.weights.reshape(-1)[:100], other.weights.reshape(-1)[:100])
+
+
+def test_residual_networks_neither_saturate_nor_vanish():
+    network = load_network("resnet50")
+    assert len(network.layers) == 56 and sum(bool(x.residual) for x in _convolutions(network)) == 16
+    tensors = exact(network, random_inputs(network, 2), every=True)
+    for layer in network.layers:
+        values = tensors[layer.target.name].astype(np.int32)
+        assert np.mean(values == 127) < 0.02, layer.name
+        assert np.mean(values == -128) < 0.6, layer.name
+        assert values.std() > 25, layer.name
+        if values[0, 0].size > 1:  # pixels of one channel differ
+            assert np.median(values.std(axis=(0, 2, 3))) > 20, layer.name
+
+
+def _convolutions(network):
+    return [layer for layer in network.layers if isinstance(layer, ConvLayer)]
