@@ -19,11 +19,11 @@ from emu.network.graph import MICROSOFT
 from emu.network.layers import AddLayer, ConvLayer, Operand, PoolLayer
 from emu.requantise import add_scales, add_table, pool_scale, scale_of
 
-SPREAD, RECTIFIED_SPREAD, MEAN_SPREAD = 40.0, 60.0, 30.0
+SPREAD, RECTIFIED_SPREAD, MEAN_SPREAD = 40.0, 60.0, 24.0
 """Standard deviation of outputs in steps; of those of which a rectifier keeps the upper half; of
 averages, which other inputs move together."""
 SCALE_BITS = 10
-LINEAR_ZERO, RECTIFIED_ZERO = -9, -128
+LINEAR_ZERO, RECTIFIED_ZERO, CLIPPED_ZERO = -9, -128, -120
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ class Composer:
         self.constants[name] = np.asarray(value)
         return name
 
-    def _node(self, op: str, inputs: list[str], name: str, domain: str = "", **attributes) -> None:
+    def _node(
+        self, op: str, inputs: list[str], target: str, domain: str = "", name: str = "",
+        **attributes: Any,
+    ) -> None:
         from onnx import helper
 
         self.nodes.append(
-            helper.make_node(op, inputs, [name], name, domain=domain, **attributes)
+            helper.make_node(op, inputs, [target], name or target, domain=domain, **attributes)
         )
 
     def _quantisation(self, name: str, value: Value, role: str) -> list[str]:
@@ -80,23 +83,28 @@ class Composer:
 
     def conv(
         self, name: str, x: Value, outputs: int, kernel: int = 1, *, stride: int = 1,
-        groups: int = 1, rectified: bool = False, ceiling: float = 0.0,
+        groups: int = 1, rectified: bool = False, ceiling: int = 0,
     ) -> Value:
         """A QLinearConv with padding that keeps the size (at stride 1).
 
-        ``rectified``: negative values are cut off. ``ceiling`` (ReLU6): so are those above it,
-        in standard deviations.
+        ``rectified``: negative values are cut off, as the output's type does. ``ceiling`` (ReLU6):
+        a Clip follows, from the zero point to so many steps above it.
         """
         pad = (kernel - 1) // 2
         layer, weight_scale, scale = self._calibrated(
             name, x, outputs, kernel, stride, pad, groups, rectified, ceiling
         )
+        linear = f"{name}.linear" if ceiling else name
         y = Value(name, scale, layer.y_zero, run_layer(layer, x.sample))
         operands = self._operands(name, x, y, layer.weights, weight_scale, layer.bias)
         self._node(
-            "QLinearConv", operands, name,
-            kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=groups,
+            "QLinearConv", operands, linear, kernel_shape=[kernel] * 2, strides=[stride] * 2,
+            pads=[pad] * 4, group=groups, name=name,
         )
+        if ceiling:
+            low = self.constant(f"{name}.low", np.int8(layer.clip_low))
+            high = self.constant(f"{name}.high", np.int8(layer.clip_high))
+            self._node("Clip", [linear, low, high], name, name=f"{name}.clip")
         return y
 
     def gemm(self, name: str, x: Value, outputs: int) -> Value:
@@ -104,7 +112,7 @@ class Composer:
         rows = len(x.sample)
         flat = Value(f"{name}.flat", x.scale, x.zero, x.sample.reshape(rows, -1, 1, 1))
         self._node("Flatten", [x.name], flat.name, axis=1)
-        layer, weight_scale, scale = self._calibrated(name, flat, outputs, 1, 1, 0, 1, False, 0.0)
+        layer, weight_scale, scale = self._calibrated(name, flat, outputs, 1, 1, 0, 1, False, 0)
         y = Value(name, scale, layer.y_zero, run_layer(layer, flat.sample))
         weights = layer.weights.reshape(outputs, -1)
         *first, bias = self._operands(name, flat, y, weights, weight_scale, layer.bias)
@@ -126,7 +134,7 @@ class Composer:
 
     def _calibrated(
         self, name: str, x: Value, outputs: int, kernel: int, stride: int, pad: int, groups: int,
-        rectified: bool, ceiling: float,
+        rectified: bool, ceiling: int,
     ) -> tuple[ConvLayer, NDArray[np.float32], np.float32]:
         """The layer on the sample, all of whose channels get one spread, its weights' scales and
         its output's."""
@@ -138,15 +146,15 @@ class Composer:
             name=name, input_name=x.name, output_name=name, input_shape=x.sample.shape,
             output_shape=(n, outputs, *out), weights=np.clip(drawn, -127, 127).astype(np.int8),
             weight_zero=0, x_zero=x.zero, x_signed=True, strides=(stride, stride),
-            dilations=(1, 1), pads=(pad,) * 4, groups=groups, y_signed=True, clip_low=-128,
-            clip_high=127, y_zero=RECTIFIED_ZERO if rectified else LINEAR_ZERO,
+            dilations=(1, 1), pads=(pad,) * 4, groups=groups, y_signed=True,
+            **self._range(rectified, ceiling),
         )
         zeros = np.zeros(outputs, np.int32)
         sums = accumulate(ConvLayer(bias=zeros, scale=np.ones(outputs, np.float32), **fields),
                           x.sample)
         mean, deviation = self._moments(sums)
         spread = RECTIFIED_SPREAD if rectified else SPREAD
-        spread = 255 / ceiling if ceiling else spread
+        spread = ceiling / 4 if ceiling else spread
         wanted = spread * self.rng.uniform(0.7, 1.2, outputs)
         bias = np.rint(deviation * self.rng.uniform(-0.5, 0.5, outputs) - mean)
         y_scale = np.float32(short(1 / spread))
@@ -154,6 +162,14 @@ class Composer:
         scale = scale_of(x.scale, weight_scale, y_scale)
         layer = ConvLayer(bias=bias.astype(np.int32), scale=scale, **fields)
         return layer, weight_scale, y_scale
+
+    @staticmethod
+    def _range(rectified: bool, ceiling: int) -> dict[str, int]:
+        if ceiling:
+            return {"y_zero": CLIPPED_ZERO, "clip_low": CLIPPED_ZERO,
+                    "clip_high": CLIPPED_ZERO + ceiling}
+        zero = RECTIFIED_ZERO if rectified else LINEAR_ZERO
+        return {"y_zero": zero, "clip_low": -128, "clip_high": 127}
 
     @staticmethod
     def _moments(sums: NDArray[np.float64]) -> tuple[NDArray, NDArray]:

@@ -17,7 +17,7 @@ from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
-from emu.network.zoo import resnet, tiny_residual
+from emu.network.zoo import mobilenetv2, resnet, tiny_residual
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,9 @@ _NETWORKS = (
     Workload(
         "resnet152", "whole, v1.5, 224x224, 1000 classes", 11_513_626_624, 60_040_384,
         partial(resnet, blocks=(3, 8, 36, 3)),
+    ),
+    Workload(
+        "mobilenetv2", "whole, 224x224, 1000 classes, ReLU6", 300_774_272, 3_469_760, mobilenetv2
     ),
     Workload(
         "tiny.residual", "test: 32x32, three bottlenecks between two pools, a classifier",
