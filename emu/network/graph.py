@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from emu.errors import UserError
 
 MICROSOFT = "com.microsoft"
+OWN = "headrace"
+"""Domain of the operators that the importer writes where ONNX Runtime has none in integers."""
 SUPPORTED = {
     ("", "QLinearConv"),
     ("", "QLinearMatMul"),
@@ -22,6 +24,16 @@ SUPPORTED = {
     ("", "Min"),
     ("", "MaxPool"),
     (MICROSOFT, "QLinearAdd"),
+    ("", "Transpose"),
+    ("", "Slice"),
+    ("", "Split"),
+    ("", "Gather"),
+    (MICROSOFT, "QLinearMul"),
+    (MICROSOFT, "QLinearSigmoid"),
+    (MICROSOFT, "QLinearLeakyRelu"),
+    (MICROSOFT, "QLinearSoftmax"),
+    (OWN, "Table"),
+    (OWN, "LayerNorm"),
     (MICROSOFT, "QLinearAveragePool"),
     (MICROSOFT, "QLinearGlobalAveragePool"),
     ("", "Flatten"),

@@ -35,7 +35,8 @@ class Arithmetic:
     bias: NDArray[np.int32]
 
 
-def _constant(node: Node, index: int, what: str, constants: Constants) -> NDArray:
+def constant(node: Node, index: int, what: str, constants: Constants) -> NDArray:
+    """The constant at input ``index``, or a refusal."""
     name = node.input(index)
     if not name:
         raise node.error(f"has no {what}")
@@ -45,7 +46,7 @@ def _constant(node: Node, index: int, what: str, constants: Constants) -> NDArra
 
 
 def _scales(node: Node, index: int, what: str, constants: Constants) -> NDArray[np.float32]:
-    values = _constant(node, index, what, constants)
+    values = constant(node, index, what, constants)
     if values.dtype != np.float32:
         raise node.error(f"its {what} is {values.dtype}: float32 expected")
     if not values.size or not np.all(np.isfinite(values)) or not np.all(values > 0):
@@ -61,7 +62,7 @@ def _scalar(node: Node, values: NDArray, what: str) -> Any:
 
 def _zero(node: Node, index: int, what: str, constants: Constants) -> tuple[int, bool]:
     """(value, signed) of an activation's zero point."""
-    values = _constant(node, index, what, constants)
+    values = constant(node, index, what, constants)
     if values.dtype not in (np.int8, np.uint8):
         raise node.error(f"its {what} is {values.dtype}: int8 or uint8 expected")
     return int(_scalar(node, values, what)), values.dtype == np.int8
@@ -109,7 +110,7 @@ def _per_output(node: Node, values: NDArray, outputs: int, what: str) -> NDArray
 
 
 def _weight_zero(node: Node, weights: NDArray, outputs: int, constants: Constants) -> int:
-    zeros = _constant(node, 5, "weight zero point", constants)
+    zeros = constant(node, 5, "weight zero point", constants)
     if zeros.dtype != weights.dtype:
         raise node.error(f"its weights are {weights.dtype}, their zero point {zeros.dtype}")
     spread = _per_output(node, zeros, outputs, "weight zero point")
@@ -133,7 +134,7 @@ def arithmetic_of(node: Node, constants: Constants) -> Arithmetic:
     y_index = 7 if gemm else 6
     if gemm and not (node.input(7) and node.input(8)):
         raise node.error("without y_scale and y_zero_point its output is float: not supported")
-    weights = _constant(node, 3, "weights", constants)
+    weights = constant(node, 3, "weights", constants)
     if weights.dtype not in (np.int8, np.uint8):
         raise node.error(f"its weights are {weights.dtype}: int8 or uint8 expected")
     if weights.ndim < 2 or not weights.size:
@@ -177,7 +178,7 @@ def _bias(node: Node, outputs: int, constants: Constants) -> NDArray[np.int32]:
     index = {"QLinearConv": 8, "QGemm": 6}.get(node.op)
     if index is None or not node.input(index):
         return np.zeros(outputs, np.int32)
-    bias = _constant(node, index, "bias", constants)
+    bias = constant(node, index, "bias", constants)
     if bias.dtype != np.int32:
         raise node.error(f"its bias is {bias.dtype}: int32 expected")
     if node.op == "QLinearConv" and bias.shape != (outputs,):
@@ -345,10 +346,10 @@ def reshaped(node: Node, shape: tuple[int, ...], constants: Constants) -> tuple[
         axis += len(shape) if axis < 0 else 0
         return math.prod(shape[:axis]), math.prod(shape[axis:])
     if node.op == "Reshape":
-        return _reshape_target(node, shape, _constant(node, 1, "shape", constants).tolist())
+        return _reshape_target(node, shape, constant(node, 1, "shape", constants).tolist())
     axes = node.get("axes", None)
     if node.input(1):
-        axes = _constant(node, 1, "axes", constants).tolist()
+        axes = constant(node, 1, "axes", constants).tolist()
     if node.op == "Squeeze":
         drop = {a % len(shape) for a in axes} if axes is not None else set(range(len(shape)))
         if axes is not None and any(shape[a] != 1 for a in drop):
