@@ -110,6 +110,13 @@ class Hbm(Section):
     page_timeout: int = Field(200, ge=1, le=4095)
     read_queue: int = Field(64, description="32-byte column reads queued per channel")
     write_queue: int = Field(64, description="32-byte column writes queued per channel")
+    write_high: int = Field(
+        0, ge=0, le=256, description="queued columns that start a drain of writes; 0: all but two"
+    )
+    write_low: int = Field(
+        0, ge=0, le=255, description="queued columns at which a drain ends if reads wait"
+    )
+    postponed: int = Field(8, ge=1, le=8, description="refreshes that may be owed")
 
     @model_validator(mode="after")
     def _check(self) -> "Hbm":
@@ -122,6 +129,16 @@ class Hbm(Section):
         for name in ("read_queue", "write_queue"):
             if not 8 <= getattr(self, name) <= 256:
                 raise ValueError(f"hbm.{name} must be 8 to 256, not {getattr(self, name)}")
+        if self.write_high > self.write_queue:
+            raise ValueError(
+                f"hbm.write_high must be at most hbm.write_queue ({self.write_queue}), "
+                f"not {self.write_high}"
+            )
+        if self.write_low >= self.drain_start:
+            raise ValueError(
+                f"hbm.write_low must be less than where a drain starts ({self.drain_start} "
+                f"columns), not {self.write_low}"
+            )
         if self.address_map not in ("M1", "M2", "M2X"):
             want = {"R": 15, "G": 2, "B": 2, "C": 5, "O": 5}
             have = {letter: self.address_map.count(letter) for letter in set(self.address_map)}
@@ -138,6 +155,11 @@ class Hbm(Section):
     def words(self) -> int:
         """Words of one pseudo-channel."""
         return self.mib * 1024 * 1024 // WORD_BYTES
+
+    @property
+    def drain_start(self) -> int:
+        """Queued column writes that start a drain."""
+        return self.write_high or self.write_queue - 2
 
 
 class Prefetch(Section):

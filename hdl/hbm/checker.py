@@ -93,12 +93,16 @@ class Checker(wiring.Component):
     Members
     -------
     row, column: The command bus. ``error``, ``rule``: The first violation.
+    violated: Some rule was broken by the commands of two cycles before, the first time or not.
     """
 
     def __init__(self, timing: Timing):
         self._timing = timing
         super().__init__(
-            {"row": In(RowBus), "column": In(ColumnBus), "error": Out(1), "rule": Out(Rule)}
+            {
+                "row": In(RowBus), "column": In(ColumnBus), "error": Out(1), "rule": Out(Rule),
+                "violated": Out(1),
+            }
         )
 
     def elaborate(self, platform):
@@ -114,9 +118,11 @@ class Checker(wiring.Component):
             m.d.sync += noted.eq(bus.valid)
             with m.If(noted):
                 m.d.sync += bits.eq(Cat(condition for _, condition in rules))
+            with m.Else():
+                m.d.sync += bits.eq(0)
             broken += [(rule, bits[i]) for i, (rule, _) in enumerate(rules)]
-        failed = Cat(bit for _, bit in broken)
-        with m.If(~self.error & failed.any()):
+        m.d.comb += self.violated.eq(Cat(bit for _, bit in broken).any())
+        with m.If(~self.error & self.violated):
             m.d.sync += self.error.eq(1)
             for rule, bit in reversed(broken):
                 with m.If(bit):

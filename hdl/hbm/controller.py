@@ -47,6 +47,11 @@ class HbmController(wiring.Component):
         buffer goes to the DRAM; the buffer answers in the same cycle.
     starved: The write buffer has no room: drain writes. ``phy``: To the DRAM.
     idle: Nothing is queued or on its way.
+    entering: With ``debug``: a column read enters its queue.
+
+    Parameters
+    ----------
+    hbm: The pseudo-channel. ``debug``: For benches: adds ``entering``.
 
     Counters
     --------
@@ -55,8 +60,11 @@ class HbmController(wiring.Component):
     write_queue_stalls, turnarounds.
     """
 
-    def __init__(self, hbm: Hbm):
-        self._hbm = hbm
+    FRONT_END_DELAY = 2
+    """Cycles from the acceptance of a column of an idle channel to its first command on ``phy``."""
+
+    def __init__(self, hbm: Hbm, *, debug: bool = False):
+        self._hbm, self._debug = hbm, debug
         super().__init__(
             {
                 "read": In(stream.Signature(LineRead)), "write": In(stream.Signature(LineWrite)),
@@ -64,7 +72,7 @@ class HbmController(wiring.Component):
                 "fetch": Out(1), "beat": Out(BeatAddress),
                 "write_data": In(WORD_BITS), "write_mask": In(16),
                 "starved": In(1), "phy": Out(Phy), "idle": Out(1),
-            }
+            } | ({"entering": Out(1)} if debug else {})
         )
 
     def elaborate(self, platform):
@@ -73,9 +81,10 @@ class HbmController(wiring.Component):
         m.submodules.reads = self._reads = BankQueues(hbm, ReadItem, hbm.read_queue)
         m.submodules.writes = self._writes = BankQueues(hbm, WriteItem, hbm.write_queue)
         m.submodules.timers = self._timers = Timers(timing)
-        m.submodules.refresher = self._refresher = Refresher(timing, hbm.refresh)
+        m.submodules.refresher = self._refresher = Refresher(
+            timing, hbm.refresh, hbm.postponed)
         m.submodules.scheduler = self._scheduler = Scheduler(hbm)
-        m.submodules.mode = self._mode = Mode(hbm.write_queue)
+        m.submodules.mode = self._mode = Mode(hbm)
         m.submodules.read_path = self._read_path = ReadPath(timing.cl + 1)
         m.submodules.write_path = self._write_path = WritePath(timing.cwl + 1)
         self._front_ends(m)
@@ -84,6 +93,9 @@ class HbmController(wiring.Component):
         self._issue(m)
         self._paths(m)
         self._count(m)
+        if self._debug:
+            entering = self._reads.enqueue
+            m.d.comb += self.entering.eq(entering.valid & entering.ready)
         return m
 
     def _front_ends(self, m):

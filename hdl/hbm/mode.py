@@ -5,21 +5,22 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from emu.config import Hbm
 from emu.hbm_timing import BANKS
 
 
 class Mode(wiring.Component):
     """Reads first; writes drain in bursts, because every turn of the bus costs some twenty cycles.
 
-    Writes begin when the write queue is full but for ``high``, when a read waits for one of them,
-    when the write buffer is full, or when no read waits. A burst of the first kinds goes on until
-    the queue is empty, or a quarter full with all writes in one bank group, which then sends only
-    every tCCD_L (and until the write that a read waits for). One of the last kind ends with the
-    next read.
+    Writes begin when ``hbm.drain_start`` are queued, when a read waits for one of them, when the
+    write buffer is full, or when no read waits. A burst of the first kinds goes on until
+    ``hbm.write_low`` are left, or the queue is a quarter full with all writes in one bank group,
+    which then sends only every tCCD_L (and until the write that a read waits for). One of the last
+    kind ends with the next read.
 
     Parameters
     ----------
-    writes: Capacity of the write queue.
+    hbm: Gives the write queue and its watermarks.
 
     Members
     -------
@@ -28,8 +29,8 @@ class Mode(wiring.Component):
     write: Write mode. ``ahead``: The other mode is near enough to open its rows.
     """
 
-    def __init__(self, writes: int):
-        self._writes = writes
+    def __init__(self, hbm: Hbm):
+        self._hbm, writes = hbm, hbm.write_queue
         super().__init__(
             {
                 "reads": In(1), "level": In(range(writes + 1)), "banks": In(BANKS),
@@ -38,30 +39,23 @@ class Mode(wiring.Component):
             }
         )
 
-    @property
-    def high(self) -> int:
-        return self._writes - 2
-
-    @property
-    def low(self) -> int:
-        return self._writes // 4
-
     def elaborate(self, platform):
         m = Module()
         urgent, must, slow, groups = Signal(), Signal(), Signal(), Signal(4)
+        high, low, quarter = self._hbm.drain_start, self._hbm.write_low, self._hbm.write_queue // 4
         m.d.comb += [
-            must.eq((self.level >= self.high) | self.conflict | (self.starved & (self.level != 0))),
-            self.ahead.eq(self.write | (self.level >= self.high - self.low // 2)),
+            must.eq((self.level >= high) | self.conflict | (self.starved & (self.level != 0))),
+            self.ahead.eq(self.write | (self.level >= max(high - quarter // 2, 1))),
             groups.eq(Cat(self.banks[i:i + 4].any() for i in range(0, BANKS, 4))),
             # One group: a power of two.
-            slow.eq((self.level <= self.low) & ((groups & (groups - 1)[:4]) == 0)),
+            slow.eq((self.level <= quarter) & ((groups & (groups - 1)[:4]) == 0)),
         ]
         with m.If(self.write):
             with m.If(must):
                 m.d.sync += urgent.eq(1)
             with m.Elif(self.level == 0):
                 m.d.sync += self.write.eq(0)
-            with m.Elif(self.reads & (~urgent | slow)):
+            with m.Elif(self.reads & (~urgent | slow | (self.level <= low))):
                 m.d.sync += self.write.eq(0)
         with m.Elif(must | ((self.level != 0) & ~self.reads)):
             m.d.sync += [self.write.eq(1), urgent.eq(must)]

@@ -10,16 +10,14 @@ from emu.hbm_timing import BANKS, Timing
 from hdl.hbm.packets import RowKind
 from hdl.hbm.pick import lowest, one_hot_index
 
-POSTPONED = 8
-"""Refreshes that may be owed."""
-
 
 class Refresher(wiring.Component):
-    """Refreshes every bank once in ``timing.refi`` cycles on average, up to eight late.
+    """Refreshes every bank once in ``timing.refi`` cycles on average, up to ``postponed`` late.
 
-    ``all_bank``: waits for an idle channel, or until eight are owed, then stops all banks,
+    ``all_bank``: waits for an idle channel, or until ``postponed`` are owed, then stops all banks,
     closes them and refreshes. ``per_bank``: owes each bank in turn, refreshes banks without
-    waiting accesses first and others only when they owe seven, one at a time. ``none``: never.
+    waiting accesses first and others only when they owe one less than ``postponed``, one at a time.
+    ``none``: never.
 
     Members
     -------
@@ -28,10 +26,12 @@ class Refresher(wiring.Component):
     valid, kind, bank: A row command given in this cycle; legal and never refused.
     """
 
-    def __init__(self, timing: Timing, mode: str):
+    def __init__(self, timing: Timing, mode: str, postponed: int = 8):
         if mode not in ("none", "all_bank", "per_bank"):
             raise ValueError(f"Refresher mode must be none, all_bank or per_bank, not {mode!r}")
-        self._timing, self._mode = timing, mode
+        if not 1 <= postponed <= 8:
+            raise ValueError(f"Refresher postponed must be 1 to 8, not {postponed!r}")
+        self._timing, self._mode, self._postponed = timing, mode, postponed
         super().__init__(
             {
                 "busy": In(BANKS), "open": In(BANKS), "may_precharge": In(BANKS),
@@ -58,7 +58,7 @@ class Refresher(wiring.Component):
         return tick
 
     def _all_bank(self, m):
-        tick, owed, done, claim = self._tick(m, 1), Signal(range(POSTPONED + 2)), Signal(), Signal()
+        tick, owed, done, claim = self._tick(m, 1), Signal(4), Signal(), Signal()
         m.d.sync += owed.eq(owed + tick - done)
         with m.If(claim):
             with m.If(self.open.any()):
@@ -71,7 +71,7 @@ class Refresher(wiring.Component):
                     self.valid.eq(done), self.kind.eq(RowKind.REFRESH_ALL),
                 ]
                 m.d.sync += claim.eq(~done)
-        with m.Elif((owed >= POSTPONED) | ((owed != 0) & ~self.busy.any())):
+        with m.Elif((owed >= self._postponed) | ((owed != 0) & ~self.busy.any())):
             m.d.sync += claim.eq(1)
         m.d.comb += self.claimed.eq(Mux(claim, (1 << BANKS) - 1, 0))
 
@@ -83,7 +83,7 @@ class Refresher(wiring.Component):
         grow, shrink = debts.write_port(), debts.write_port()
         before, debt = debts.read_port(domain="comb"), debts.read_port(domain="comb")
         owed, turn_bit, bank_bit = Signal(4), Signal(BANKS), Signal(BANKS)
-        both = Signal()
+        both, limit = Signal(), max(self._postponed - 1, 1)
         m.d.comb += [
             before.addr.eq(turn), debt.addr.eq(self.bank),
             # The debt of a bank that owes nothing is not in the memory.
@@ -97,8 +97,8 @@ class Refresher(wiring.Component):
         m.d.sync += [
             turn.eq(turn + tick),
             owes.eq((owes | turn_bit) & ~Mux(debt.data == 1, bank_bit, 0)),
-            must.eq((must | Mux(owed + 1 >= POSTPONED - 1, turn_bit, 0))
-                    & ~Mux(debt.data == POSTPONED - 1, bank_bit, 0)),
+            must.eq((must | Mux(owed + 1 >= limit, turn_bit, 0))
+                    & ~Mux(debt.data == limit, bank_bit, 0)),
         ]
         self._claim(m, claim, done, owes, must)
 
