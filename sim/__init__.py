@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the machine. ``from sim import run, compare`` is the whole interface for scripts."""
+"""Running the machine. ``from sim import run, compare, dram`` is the interface for scripts."""
 
 from typing import Any
 
@@ -10,4 +10,8 @@ def __getattr__(name: str) -> Any:
         from sim import execute
 
         return getattr(execute, name)
+    if name == "dram":
+        from sim.memory.run import dram
+
+        return dram
     raise AttributeError(name)

@@ -18,7 +18,9 @@ from emu.errors import UserError
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import POLICIES
 from hdl.verilog import generate
-from sim.execute import RunError, compare, run
+from sim.errors import RunError
+from sim.execute import compare, run
+from sim.memory import reach
 from sim.profile import unit_shares
 
 REPORT = Path("build", "bench.json")
@@ -72,6 +74,18 @@ def _decode() -> Iterator[Figure]:
                          result["hbm_utilisation"], "")
 
 
+def _dram() -> Iterator[Figure]:
+    rows = list(reach.measure())
+    yield Figure("memory traces, least bandwidth over the better simulator's", reach.BANDWIDTH,
+                 True, min(row.bandwidth / row.best_bandwidth for row in rows), "x")
+    yield Figure("memory traces, most mean latency over the better simulator's (front end apart)",
+                 reach.LATENCY, False,
+                 max((row.latency - row.front_end_delay) / row.best_latency for row in rows), "x")
+    yield Figure("memory traces, illegal commands", 0, False, sum(r.violations for r in rows), "")
+    yield Figure("sequential reads, M2, per-bank refresh, of peak", reach.SEQUENTIAL, True,
+                 reach.sequential(rows).bandwidth, "")
+
+
 def _warm_demo() -> Iterator[Figure]:
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sim.demo"], check=True, stdout=subprocess.DEVNULL,
@@ -92,7 +106,7 @@ def main() -> int:
     console = Console()
     figures = []
     table = Table("figure", "bound", "measured", "", title=f"{platform.processor() or 'this host'}")
-    for group in (_wafer_verilog, _layers, _decode, _warm_demo):
+    for group in (_wafer_verilog, _layers, _decode, _dram, _warm_demo):
         for figure in group():
             figures.append(figure)
             sign = ">=" if figure.higher_is_better else "<="

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from emu.config import PRESETS, load_config
 from emu.errors import UserError
+from sim.errors import RunError
 from sim.interrupt import stopping
 
 ERROR_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
@@ -78,6 +79,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(compare)
     compare.add_argument("--vary", action="append", required=True, metavar="NAME=A,B,...",
                          help="setting and its values, baseline first; may be repeated")
+
+    dram = commands.add_parser("dram", help="play a memory trace on one HBM pseudo-channel")
+    dram.add_argument("trace", help="file of '<cycle> <hex byte address> <R|W>' lines (or .gz)")
+    dram.add_argument("--window", type=int, default=32, metavar="N",
+                      help="64-byte reads under way at most (default: 32)")
+    dram.add_argument("--set", action="append", default=[], dest="settings",
+                      metavar="hbm.NAME=VALUE", help="change one setting; may be repeated")
+    dram.add_argument("--commands", metavar="F", help="write the DRAM commands here")
+    dram.add_argument("--latencies", metavar="F", help="write the latency of each read here")
+    dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
+    dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
     _add_load(commands.add_parser("list", help="workloads, chips and policies"))
     commands.add_parser("doctor", help="what is installed and works")
@@ -191,6 +203,23 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         print(f"headrace: {condition}: {EXPLAIN[condition]}", file=sys.stderr)
 
 
+def _dram(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.files import check_writable
+    from sim.memory.run import dram
+    from sim.tables import dram_table
+
+    check_writable(None if arguments.json == "-" else arguments.json)
+    with Console(stderr=True).status("") as status:
+        result = dram(arguments.trace, settings=arguments.settings, window=arguments.window,
+                      commands=arguments.commands, latencies=arguments.latencies,
+                      simulator=arguments.sim, progress=status.update)
+    if arguments.json != "-":
+        console.print(dram_table(result))
+    _write_json(arguments.json, result)
+    if result["violations"]:
+        raise RunError(f"{result['violations']} commands broke a timing rule of the DRAM")
+
+
 def _varied(texts: Sequence[str]) -> dict[str, list[str]]:
     varied = {}
     for text in texts:
@@ -218,7 +247,8 @@ def _doctor(arguments: argparse.Namespace, console: Console) -> None:
         raise UserError("something needed is missing: see the table")
 
 
-HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "list": _list, "doctor": _doctor}
+HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "list": _list,
+            "doctor": _doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -236,9 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         warnings.simplefilter("ignore")  # of hardware that was being made
         return _fail("interrupted", INTERRUPT_EXIT)
-    except Exception as error:
-        if type(error).__name__ != "RunError":
-            raise
+    except RunError as error:
         return _fail(str(error), FAILURE_EXIT)
 
 

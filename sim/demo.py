@@ -8,7 +8,8 @@ from rich.console import Console
 
 from emu.errors import UserError
 from hdl.prefetch.registry import POLICIES
-from sim.execute import RunError, compare, run
+from sim.errors import RunError
+from sim.execute import compare, run
 from sim.tables import compare_table, summary_table
 
 LAYERS = ("resnet50.res4_3x3", "bert_base.ffn1", "gpt2.decode_ffn")

@@ -34,16 +34,13 @@ from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
 from hdl.verilog import Design, generate
 from sim import doctor, runner, sampler
+from sim.errors import RunError
 from sim.files import check_cache, check_writable, npz, write
 from sim.measure import ConservationError, measure
 from sim.waves import Waves
 
 SCHEMA = 1
 Progress = Callable[[str], None]
-
-
-class RunError(Exception):
-    """The simulated machine failed: wrong outputs, a broken invariant or no end. Exit code 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

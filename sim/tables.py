@@ -100,6 +100,27 @@ def compare_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return summary_table(f"{results[0]['workload']}: {', '.join(names)}", rows)
 
 
+def dram_table(result: Mapping[str, Any]) -> Table:
+    """One trace on one pseudo-channel."""
+    settings = result["settings"]
+    title = (f"{result['trace']}: {settings['timing']}, map {settings['address_map']}, refresh "
+             f"{settings['refresh']}, window {result['window']}")
+    table = Table(title=title, show_header=False)
+    table.add_row("requests", f"{result['reads']:,} reads, {result['writes']:,} writes")
+    table.add_row("cycles", _number(result["cycles"]))
+    table.add_row("bandwidth, of peak", f"{100 * result['bandwidth_fraction']:.2f}%")
+    if result["reads"]:
+        table.add_row("read latency", f"mean {result['latency_mean']:.1f}, p50 "
+                      f"{result['latency_p50']:.0f}, p99 {result['latency_p99']:.0f} cycles")
+    table.add_row("of it in the front end", f"{result['front_end_delay']} cycles")
+    table.add_row("row hits", _percent(result["row_hit_rate"]))
+    table.add_row("commands", ", ".join(f"{k} {v:,}" for k, v in result["commands"].items()))
+    table.add_row("refreshes still owed", str(result["refreshes_owed"]))
+    table.add_row("timing violations", str(result["violations"]))
+    table.add_row("simulation", f"{result['run_seconds']:.1f} s")
+    return table
+
+
 def list_tables() -> list[Table]:
     """Workloads, chips and prefetch policies."""
     from emu.config import PRESETS, load_config

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in a simulation that is nobody's bad input."""
+
+
+class RunError(Exception):
+    """The simulated machine failed: wrong outputs, a broken invariant or no end. Exit code 1."""
