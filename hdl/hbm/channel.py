@@ -71,7 +71,8 @@ class HbmChannel(wiring.Component):
         m.submodules.assembler = assembler = WriteAssembler()
         m.submodules.acks = acks = Fifo(Ack, 4)
         m.submodules.controller = controller = HbmController(hbm)
-        m.submodules.checker = checker = Checker(TIMINGS[hbm.timing])
+        m.submodules.checker = checker = Checker(
+            TIMINGS[hbm.timing], hbm.refresh)
         phy = controller.phy
         platform.add_source(array.NAME, array.verilog(hbm))
         m.submodules.array = array.instance(phy, self.channel, self.dump)

@@ -14,6 +14,8 @@ from amaranth.lib.wiring import In, Out
 from emu.hbm_timing import BANKS, GROUPS, Timing
 from hdl.hbm.packets import ColumnBus, RowBus, RowKind
 
+LATEST = 9
+"""Average refresh intervals between two refreshes of a bank at most: eight may be postponed."""
 TIME_BITS = 32
 """A simulation is shorter than 2**32 cycles."""
 
@@ -44,6 +46,7 @@ class Rule(enum.Enum, shape=5):
     RTW = 20
     SAME_CYCLE = 21
     UNKNOWN = 22
+    REFRESH_LATE = 23
 
 
 class Times(wiring.Component):
@@ -88,7 +91,12 @@ class Checker(wiring.Component):
     Latency: three cycles. Checks the bank states (open, closed) and tRCD, tRP, tRAS, tRC, tRRD,
     tFAW, tCCD, tWTR, tRTW, tRTP, tWR, tRFC, tRFCpb, tRREFD. A row and a column command for the same
     bank in the same cycle is illegal. Works only when there is a command: the ages it needs are
-    noted in the command's cycle, compared in the next.
+    noted in the command's cycle, compared in the next. Under ``refresh`` also the time between
+    two refreshes of a bank; one that never comes is found up to 1024 cycles late.
+
+    Parameters
+    ----------
+    timing: The timing set. ``refresh``: "none", "all_bank" or "per_bank".
 
     Members
     -------
@@ -96,8 +104,8 @@ class Checker(wiring.Component):
     violated: Some rule was broken by the commands of two cycles before, the first time or not.
     """
 
-    def __init__(self, timing: Timing):
-        self._timing = timing
+    def __init__(self, timing: Timing, refresh: str = "none"):
+        self._timing, self._refresh = timing, refresh
         super().__init__(
             {
                 "row": In(RowBus), "column": In(ColumnBus), "error": Out(1), "rule": Out(Rule),
@@ -121,6 +129,7 @@ class Checker(wiring.Component):
             with m.Else():
                 m.d.sync += bits.eq(0)
             broken += [(rule, bits[i]) for i, (rule, _) in enumerate(rules)]
+        broken.append((Rule.REFRESH_LATE, self._missed(m)))
         m.d.comb += self.violated.eq(Cat(bit for _, bit in broken).any())
         with m.If(~self.error & self.violated):
             m.d.sync += self.error.eq(1)
@@ -200,6 +209,10 @@ class Checker(wiring.Component):
         closing = (kind == RowKind.PRECHARGE) & is_open
         every = (kind == RowKind.PRECHARGE_ALL) & self._any1
         recovery = t.cwl + t.bl + t.wr
+        since = Signal(TIME_BITS)  # the bank's last refresh, or the beginning of time
+        m.d.comb += since.eq(self._now - 1)
+        age, condition = (last["refab"], refab) if self._refresh == "all_bank" else (refresh, refpb)
+        late = condition & (Mux(age.all(), since, age) > LATEST * t.refi)
         return [
             (Rule.UNKNOWN, kind.as_value() > RowKind.REFRESH_BANK.value),
             (Rule.ACTIVATE_OPEN, activate & is_open),
@@ -218,7 +231,24 @@ class Checker(wiring.Component):
             (Rule.RTP, (closing & (read < t.rtp)) | (every & (last["rd"] < t.rtp))),
             (Rule.WR, (closing & (write < recovery)) | (every & (last["wr"] < recovery))),
             (Rule.SAME_CYCLE, self._same1),
+            *([] if self._refresh == "none" else [(Rule.REFRESH_LATE, late)]),
         ]
+
+    def _missed(self, m):
+        """A refresh that does not come: one bank's last is looked at every 64 cycles."""
+        on, late = self._is, Signal()
+        if self._refresh == "none":
+            return late
+        every = self._refresh == "all_bank"
+        turn, look = self._now[6:10], self._now[:6] == 0
+        age = self._age(
+            m, "missed", on["refab"] if every else on["refpb"], 1 if every else BANKS,
+            0 if every else self.row.bank, look, 0 if every else turn)
+        looked = Signal()
+        m.d.sync += looked.eq(look)
+        m.d.comb += late.eq(
+            looked & (Mux(age.all(), self._now - 1, age) > LATEST * self._timing.refi))
+        return late
 
     def _fourth_last(self, m):
         """Age of the activate four before this one: a ring of the times of the last four."""

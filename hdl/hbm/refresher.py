@@ -15,9 +15,9 @@ class Refresher(wiring.Component):
     """Refreshes every bank once in ``timing.refi`` cycles on average, up to ``postponed`` late.
 
     ``all_bank``: waits for an idle channel, or until ``postponed`` are owed, then stops all banks,
-    closes them and refreshes. ``per_bank``: owes each bank in turn, refreshes banks without
-    waiting accesses first and others only when they owe one less than ``postponed``, one at a time.
-    ``none``: never.
+    closes them and refreshes, and again as long as the channel stays idle. ``per_bank``: owes each
+    bank in turn, refreshes banks without waiting accesses first and others only when they owe one
+    less than ``postponed``, one at a time. ``none``: never.
 
     Members
     -------
@@ -59,8 +59,13 @@ class Refresher(wiring.Component):
 
     def _all_bank(self, m):
         tick, owed, done, claim = self._tick(m, 1), Signal(4), Signal(), Signal()
+        again, idle = Signal(), Signal()
+        m.d.comb += idle.eq(~self.busy.any())
         m.d.sync += owed.eq(owed + tick - done)
-        with m.If(claim):
+        # Waiting for the end of one refresh to give the next: not if somebody comes meanwhile.
+        with m.If(claim & again & ~idle & (owed < self._postponed)):
+            m.d.sync += [claim.eq(0), again.eq(0)]
+        with m.Elif(claim):
             with m.If(self.open.any()):
                 m.d.comb += [
                     self.valid.eq(self.may_precharge_all), self.kind.eq(RowKind.PRECHARGE_ALL),
@@ -70,8 +75,9 @@ class Refresher(wiring.Component):
                     done.eq(self.may_refresh_all),
                     self.valid.eq(done), self.kind.eq(RowKind.REFRESH_ALL),
                 ]
-                m.d.sync += claim.eq(~done)
-        with m.Elif((owed >= self._postponed) | ((owed != 0) & ~self.busy.any())):
+                with m.If(done):
+                    m.d.sync += [claim.eq((owed > 1) & idle), again.eq((owed > 1) & idle)]
+        with m.Elif((owed >= self._postponed) | ((owed != 0) & idle)):
             m.d.sync += claim.eq(1)
         m.d.comb += self.claimed.eq(Mux(claim, (1 << BANKS) - 1, 0))
 

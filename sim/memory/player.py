@@ -200,7 +200,8 @@ class TraceBench(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.controller = controller = HbmController(self._hbm, debug=True)
-        m.submodules.checker = checker = Checker(TIMINGS[self._hbm.timing])
+        m.submodules.checker = checker = Checker(
+            TIMINGS[self._hbm.timing], self._hbm.refresh)
         phy, read, write = controller.phy, controller.read, controller.write
         platform.add_source(NAME, _TEXT)
         m.submodules.player = Instance(

@@ -4,6 +4,8 @@
 Also the controller's timers against the checker: whatever the timers allow, the checker accepts.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from amaranth.hdl import Module
@@ -23,22 +25,24 @@ ACT, PRE, PREA, REFAB, REFPB = RowKind
 A, B = TIMINGS["hbm2_a"], TIMINGS["hbm2_b"]
 
 
-def run_checker(timing, commands):
+def run_checker(timing, commands, refresh="none"):
     """Rule (or NONE) that ``commands`` (cycle, command, bank) break; RD and WR are strings."""
-    dut = Checker(timing)
+    dut = Checker(timing, refresh)
     by_cycle = {}
     for cycle, command, bank in commands:
         by_cycle.setdefault(cycle, []).append((command, bank))
 
     async def bench(ctx):
         for cycle in range(max(by_cycle) + 4):
-            row, column = {"valid": 0}, {"valid": 0}
+            row, column = 0, {"valid": 0}
             for command, bank in by_cycle.get(cycle, ()):
-                if isinstance(command, RowKind):
-                    row = {"valid": 1, "kind": command, "bank": bank, "row": 1}
+                if not isinstance(command, str):
+                    # As bits: there are numbers that are no RowKind.
+                    kind = command if isinstance(command, int) else command.value
+                    row = 1 | kind << 1 | bank << 4 | 1 << 8
                 else:
                     column = {"valid": 1, "write": command == "WR", "bank": bank, "column": 0}
-            ctx.set(dut.row, row)
+            ctx.set(dut.row.as_value(), row)
             ctx.set(dut.column, column)
             await ctx.tick()
         result.append(Rule(ctx.get(dut.rule)) if ctx.get(dut.error) else Rule.NONE)
@@ -61,6 +65,21 @@ LIMITS = {
     "rp": (Rule.RP, A, [(0, ACT, 0), (40, PRE, 0)], ACT, 0, 54),
     "rp_all": (Rule.RP, A, [(0, ACT, 0), (40, PREA, 0)], ACT, 5, 54),
     "rp_refresh": (Rule.RP, A, [(0, ACT, 0), (40, PRE, 0)], REFAB, 0, 54),
+    "rc_refresh": (Rule.RC, B, [(0, ACT, 0), (34, PRE, 0)], REFPB, 0, 48),
+    "rc_refresh_all": (Rule.RC, B, [(0, ACT, 7), (34, PRE, 7)], REFAB, 0, 48),
+    "rp_refresh_bank": (Rule.RP, A, [(0, ACT, 0), (40, PRE, 0)], REFPB, 0, 54),
+    "rp_all_refresh": (Rule.RP, A, [(0, ACT, 0), (40, PREA, 0)], REFAB, 0, 54),
+    "rp_all_refresh_bank": (Rule.RP, A, [(0, ACT, 0), (40, PREA, 0)], REFPB, 9, 54),
+    "rrd_l_refresh": (Rule.RRD_L, B, [(0, ACT, 0)], REFPB, 1, 6),
+    "rrd_s_refresh": (Rule.RRD_S, B, [(0, ACT, 0)], REFPB, 4, 4),
+    "rfc_refresh": (Rule.RFC, A, [(0, REFAB, 0)], REFAB, 0, 260),
+    "rfc_refresh_bank": (Rule.RFC, A, [(0, REFAB, 0)], REFPB, 7, 260),
+    "rfc_pb_refresh": (Rule.RFC_PB, A, [(0, REFPB, 3)], REFPB, 3, 160),
+    "rfc_pb_refresh_all": (Rule.RFC_PB, A, [(0, REFPB, 3)], REFAB, 0, 160),
+    "rtp_all": (Rule.RTP, B, [*opened(0, 4), (42, "RD", 4)], PREA, 0, 48),
+    "wr_all": (Rule.WR, A, [*opened(0, 4), (22, "WR", 0)], PREA, 0, 45),
+    "ccd_l_write": (Rule.CCD_L, A, [*opened(0, 1), (40, "WR", 0)], "WR", 1, 44),
+    "ccd_s_read": (Rule.CCD_S, A, [*opened(0, 4), (40, "RD", 0)], "RD", 4, 42),
     "rrd_l": (Rule.RRD_L, B, [(0, ACT, 0)], ACT, 1, 6),
     "rrd_s": (Rule.RRD_S, B, [(0, ACT, 0)], ACT, 4, 4),
     "faw": (Rule.FAW, B, [(0, ACT, 0), (4, ACT, 4), (8, ACT, 8), (12, ACT, 12)], ACT, 1, 30),
@@ -89,6 +108,32 @@ def test_checker_limits(name):
     assert run_checker(timing, [*before, (earliest - 1, command, bank)]) == rule
 
 
+LATER = {
+    # rule: (commands before, last command and bank, its latest legal cycle), refi of 100
+    "bank": ("per_bank", [(20 * bank, REFPB, bank) for bank in range(16)], REFPB, 2, 940),
+    "bank_first": ("per_bank", [], REFPB, 0, 900),
+    "all": ("all_bank", [(0, REFAB, 0)], REFAB, 0, 900),
+    "all_first": ("all_bank", [], REFAB, 0, 900),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_checker_wants_refreshes(name):
+    refresh, before, command, bank, latest = LATER[name]
+    timing = replace(A, refi=100)
+    for cycle, found in ((latest, Rule.NONE), (latest + 1, Rule.REFRESH_LATE)):
+        assert run_checker(timing, [*before, (cycle, command, bank)], refresh) == found
+
+
+@pytest.mark.parametrize("refresh", ["per_bank", "all_bank"])
+def test_checker_misses_a_refresh_that_never_comes(refresh):
+    timing, idle = replace(A, refi=100), [(2100, PRE, 0)]
+    others = [(c + 10 * bank, REFPB, bank) for c in range(0, 2000, 500) for bank in range(15)]
+    assert run_checker(timing, idle, refresh) == Rule.REFRESH_LATE
+    assert run_checker(timing, [*others, *idle], "per_bank") == Rule.REFRESH_LATE
+    assert run_checker(timing, idle, "none") == Rule.NONE
+
+
 @pytest.mark.parametrize(
     "rule, commands",
     [
@@ -98,6 +143,8 @@ def test_checker_limits(name):
         (Rule.REFRESH_OPEN, [(0, ACT, 0), (100, REFPB, 0)]),
         (Rule.REFRESH_OPEN, [(0, ACT, 0), (100, REFAB, 0)]),
         (Rule.SAME_CYCLE, [(0, ACT, 0), (50, PRE, 0), (50, "RD", 0)]),
+        (Rule.SAME_CYCLE, [(0, ACT, 0), (50, PREA, 9), (50, "RD", 0)]),
+        (Rule.UNKNOWN, [(0, ACT, 0), (50, 5, 0)]),
     ],
 )
 def test_checker_states(rule, commands):
