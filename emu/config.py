@@ -117,6 +117,8 @@ class Hbm(Section):
         0, ge=0, le=255, description="queued columns at which a drain ends if reads wait"
     )
     postponed: int = Field(8, ge=1, le=8, description="refreshes that may be owed")
+    ecc: bool = Field(False, description="check bits for every 64 bits; they use the mask's pins")
+    ecc_inject: str = Field("", description="single|double,RATE,SEED: bits flipped in words read")
 
     @model_validator(mode="after")
     def _check(self) -> "Hbm":
@@ -139,6 +141,10 @@ class Hbm(Section):
                 f"hbm.write_low must be less than where a drain starts ({self.drain_start} "
                 f"columns), not {self.write_low}"
             )
+        if self.ecc_inject:
+            if not self.ecc:
+                raise ValueError("hbm.ecc_inject needs hbm.ecc=true")
+            _ = self.injection
         if self.address_map not in ("M1", "M2", "M2X"):
             want = {"R": 15, "G": 2, "B": 2, "C": 5, "O": 5}
             have = {letter: self.address_map.count(letter) for letter in set(self.address_map)}
@@ -155,6 +161,24 @@ class Hbm(Section):
     def words(self) -> int:
         """Words of one pseudo-channel."""
         return self.mib * 1024 * 1024 // WORD_BYTES
+
+    @property
+    def injection(self) -> tuple[int, float, int] | None:
+        """Wrong bits of a code word, share of the code words, seed; None without injection."""
+        if not self.ecc_inject:
+            return None
+        kind, rate, seed = (self.ecc_inject.split(",") + ["", "", ""])[:3]
+        try:
+            wrong, share, number = {"single": 1, "double": 2}[kind], float(rate), int(seed)
+            good = 0 < share <= 1 and number >= 0 and self.ecc_inject.count(",") == 2
+        except (KeyError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(
+                "hbm.ecc_inject must be single|double,RATE,SEED with 0 < RATE <= 1, "
+                f"not {self.ecc_inject!r}"
+            )
+        return wrong, share, number
 
     @property
     def drain_start(self) -> int:

@@ -88,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
                       metavar="hbm.NAME=VALUE", help="change one setting; may be repeated")
     dram.add_argument("--commands", metavar="F", help="write the DRAM commands here")
     dram.add_argument("--latencies", metavar="F", help="write the latency of each read here")
+    dram.add_argument("--masked", type=int, default=0, metavar="N",
+                      help="give every N-th write a byte mask (default: none)")
     dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
@@ -212,7 +214,7 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
     with Console(stderr=True).status("") as status:
         result = dram(arguments.trace, settings=arguments.settings, window=arguments.window,
                       commands=arguments.commands, latencies=arguments.latencies,
-                      simulator=arguments.sim, progress=status.update)
+                      masked=arguments.masked, simulator=arguments.sim, progress=status.update)
     if arguments.json != "-":
         console.print(dram_table(result))
     _write_json(arguments.json, result)

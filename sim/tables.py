@@ -115,6 +115,9 @@ def dram_table(result: Mapping[str, Any]) -> Table:
     table.add_row("of it in the front end", f"{result['front_end_delay']} cycles")
     table.add_row("row hits", _percent(result["row_hit_rate"]))
     table.add_row("commands", ", ".join(f"{k} {v:,}" for k, v in result["commands"].items()))
+    if "ecc" in result:
+        table.add_row("ECC", ", ".join(f"{k.replace('_', ' ')} {v:,}"
+                                       for k, v in result["ecc"].items()))
     table.add_row("refreshes still owed", str(result["refreshes_owed"]))
     table.add_row("timing violations", str(result["violations"]))
     table.add_row("simulation", f"{result['run_seconds']:.1f} s")

@@ -8,6 +8,7 @@ opens the wrong row gets the wrong data. Timing is not checked here but by `hdl.
 from amaranth.hdl import ClockSignal, Instance
 
 from emu.config import Hbm
+from emu.ecc import DATA_BITS, ROWS
 from emu.hbm_timing import TIMINGS, permuted, word_bits
 
 NAME = "headrace_dram_array"
@@ -31,7 +32,7 @@ module headrace_dram_array(
   input [4:0] column,
   input [127:0] write_data,
   input [15:0] write_mask,
-  output reg [127:0] read_data
+  output reg [127:0] read_data@CHECK_PORT@
 );
   localparam WORDS = @WORDS@;
   localparam BITS = @BITS@;
@@ -45,7 +46,7 @@ module headrace_dram_array(
   reg [CL-1:0] reading;
   reg [CWL:0] writing;
   reg started, dumped;
-
+@CHECKS@
   // The inverse of the address map.
   wire [14:0] r = rows[column_bank];
   wire [1:0] g = column_bank[3:2];
@@ -66,7 +67,7 @@ module headrace_dram_array(
   integer file, count, i;
 
   task load;
-    if ($value$plusargs("images=%s", folder)) begin
+@SCRUB@    if ($value$plusargs("images=%s", folder)) begin
       $sformat(name, "%0s/channel_%0d.bin", folder, channel);
       file = $fopen(name, "rb");
       if (file == 0) begin
@@ -75,9 +76,9 @@ module headrace_dram_array(
       end else begin
         count = $fread(cells, file);
         $fclose(file);
-      end
+@ENCODE@      end
     end
-  endtask
+@END@  endtask
 
   task save;
     if ($value$plusargs("dump=%s", folder)) begin
@@ -114,9 +115,9 @@ module headrace_dram_array(
   always @(posedge clk) begin
     if (!started) load;
     started = 1;
-    if (reading[CL-2] | reading[CL-1]) read_data <= cells[read_word];
+    if (reading[CL-2] | reading[CL-1]) @READ@
     if (writing[CWL-1] | writing[CWL]) begin
-      if (&write_mask) cells[write_word] = write_data;
+      @WRITE@if (&write_mask) cells[write_word] = write_data;
       else begin
         word = cells[write_word];
         for (i = 0; i < 16; i = i + 1)
@@ -129,6 +130,46 @@ module headrace_dram_array(
   end
 endmodule
 """
+
+
+_ECC = {
+    "CHECK_PORT": ",\n  output reg [15:0] read_check",
+    "CHECKS": """\
+  reg [15:0] checks [0:WORDS-1];
+
+  function [15:0] check_of(input [127:0] word);
+    check_of = {@PARITIES@};
+  endfunction
+""",
+    # Without check bits from the start, what was never written would be full of errors.
+    "SCRUB": """\
+    begin
+      for (i = 0; i < WORDS; i = i + 1) begin
+        cells[i] = 0;
+        checks[i] = 0;
+      end
+""",
+    "ENCODE": """\
+        for (i = 0; i < count / 16; i = i + 1) checks[i] = check_of(cells[i]);
+""",
+    "END": "    end\n",
+    "READ": """\
+begin
+      read_data <= cells[read_word];
+      read_check <= checks[read_word];
+    end""",
+    # Whole words only: the mask's pins carry the check bits.
+    "WRITE": """\
+checks[write_word] = write_mask;
+      cells[write_word] = write_data;
+      if (0) """,
+    "PARITIES": ", ".join(
+        f"^(word[{low + DATA_BITS - 1}:{low}] & {DATA_BITS}'h{row:x})"
+        for low in (DATA_BITS, 0) for row in reversed(ROWS)
+    ),
+}
+_PLAIN = {"CHECK_PORT": "", "CHECKS": "", "SCRUB": "", "ENCODE": "", "END": "", "WRITE": "",
+          "READ": "read_data <= cells[read_word];"}
 
 
 def verilog(hbm: Hbm) -> str:
@@ -149,7 +190,7 @@ def verilog(hbm: Hbm) -> str:
         "ADDRESS": ", ".join(source[bit] for bit in reversed(range(bits))),
     }
     text = _TEXT
-    for key, value in values.items():
+    for key, value in {**(_ECC if hbm.ecc else _PLAIN), **values}.items():
         text = text.replace(f"@{key}@", str(value))
     return text
 
@@ -165,4 +206,5 @@ def instance(phy, channel, dump) -> Instance:
         i_column=column.column,
         i_write_data=phy.write_data, i_write_mask=phy.write_mask,
         o_read_data=phy.read_data,
+        **({"o_read_check": phy.read_check} if hasattr(phy, "read_check") else {}),
     )

@@ -68,7 +68,7 @@ class HbmChannel(wiring.Component):
         m = Module()
         hbm = self._config.hbm
         m.submodules.requests = requests = Requests()
-        m.submodules.assembler = assembler = WriteAssembler()
+        m.submodules.assembler = assembler = WriteAssembler(hbm.ecc)
         m.submodules.acks = acks = Fifo(Ack, 4)
         m.submodules.controller = controller = HbmController(hbm)
         m.submodules.checker = checker = Checker(

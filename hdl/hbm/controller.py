@@ -14,14 +14,15 @@ from hdl.hbm.front_end import ConflictFilter, ReadFrontEnd, WriteFrontEnd
 from hdl.hbm.mode import Mode
 from hdl.hbm.packets import (
     BeatAddress,
-    LineRead,
-    LineWrite,
-    Phy,
-    ReadItem,
     ReadWord,
     RowKind,
     WriteItem,
+    line_read,
+    line_write,
+    phy,
+    read_item,
 )
+from hdl.hbm.partial_writes import PartialWrites
 from hdl.hbm.refresher import Refresher
 from hdl.hbm.scheduler import Scheduler
 from hdl.hbm.timers import Timers
@@ -37,6 +38,9 @@ class HbmController(wiring.Component):
 
     Words come in any order. A read accepted after a write was accepted returns what that write
     wrote (or a later one): it waits in the front end while a column with the same hash is queued.
+
+    With ``hbm.ecc`` words are corrected on their way from the DRAM, one cycle later, and written
+    with check bits; masked writes read their columns first, see `PartialWrites`.
 
     Members
     -------
@@ -67,26 +71,29 @@ class HbmController(wiring.Component):
         self._hbm, self._debug = hbm, debug
         super().__init__(
             {
-                "read": In(stream.Signature(LineRead)), "write": In(stream.Signature(LineWrite)),
+                "read": In(stream.Signature(line_read(False))),
+                "write": In(stream.Signature(line_write(hbm.ecc))),
                 "words": Out(stream.Signature(ReadWord)),
                 "fetch": Out(1), "beat": Out(BeatAddress),
                 "write_data": In(WORD_BITS), "write_mask": In(16),
-                "starved": In(1), "phy": Out(Phy), "idle": Out(1),
+                "starved": In(1), "phy": Out(phy(hbm.ecc)), "idle": Out(1),
             } | ({"entering": Out(1)} if debug else {})
         )
 
     def elaborate(self, platform):
         m = Module()
         hbm, timing = self._hbm, TIMINGS[self._hbm.timing]
-        m.submodules.reads = self._reads = BankQueues(hbm, ReadItem, hbm.read_queue)
+        m.submodules.reads = self._reads = BankQueues(
+            hbm, read_item(hbm.ecc), hbm.read_queue)
         m.submodules.writes = self._writes = BankQueues(hbm, WriteItem, hbm.write_queue)
         m.submodules.timers = self._timers = Timers(timing)
         m.submodules.refresher = self._refresher = Refresher(
             timing, hbm.refresh, hbm.postponed)
         m.submodules.scheduler = self._scheduler = Scheduler(hbm)
         m.submodules.mode = self._mode = Mode(hbm)
-        m.submodules.read_path = self._read_path = ReadPath(timing.cl + 1)
-        m.submodules.write_path = self._write_path = WritePath(timing.cwl + 1)
+        m.submodules.read_path = self._read_path = ReadPath(timing.cl + 1, hbm)
+        m.submodules.write_path = self._write_path = WritePath(
+            timing.cwl + 1 - hbm.ecc)
         self._front_ends(m)
         self._decide(m)
         self._refresh(m)
@@ -95,7 +102,8 @@ class HbmController(wiring.Component):
         self._count(m)
         if self._debug:
             entering = self._reads.enqueue
-            m.d.comb += self.entering.eq(entering.valid & entering.ready)
+            own = entering.payload.item.patch if self._hbm.ecc else 0
+            m.d.comb += self.entering.eq(entering.valid & entering.ready & ~own)
         return m
 
     def _front_ends(self, m):
@@ -103,8 +111,15 @@ class HbmController(wiring.Component):
         m.submodules.read_front = front = self._read_front = ReadFrontEnd(hbm)
         m.submodules.write_front = write_front = WriteFrontEnd(hbm)
         m.submodules.filter = queued = ConflictFilter(hbm.write_queue)
-        connect(m, flipped(self.read), front.i)
-        connect(m, flipped(self.write), write_front.i)
+        if hbm.ecc:
+            m.submodules.partial = partial = self._partial = PartialWrites()
+            connect(m, flipped(self.read), partial.read)
+            connect(m, flipped(self.write), partial.i)
+            connect(m, partial.o_read, front.i)
+            connect(m, partial.o, write_front.i)
+        else:
+            connect(m, flipped(self.read), front.i)
+            connect(m, flipped(self.write), write_front.i)
         connect(m, front.o, reads.enqueue)
         connect(m, write_front.o, writes.enqueue)
         m.d.comb += [
@@ -203,11 +218,24 @@ class HbmController(wiring.Component):
             read.bus.eq(self.phy.read_data),
             write.issue.eq(self._writes.pop), write.item.eq(self._writes.pop_item),
             self.fetch.eq(write.fetch), self.beat.eq(write.beat),
-            self.phy.write_data.eq(self.write_data), self.phy.write_mask.eq(self.write_mask),
             self.idle.eq(
                 (self._reads.level == 0) & (self._writes.level == 0) & read.idle & write.idle
                 & ~self.read.valid & ~self.write.valid
             ),
+        ]
+        if not self._hbm.ecc:
+            m.d.comb += [
+                self.phy.write_data.eq(self.write_data), self.phy.write_mask.eq(self.write_mask),
+            ]
+            return
+        partial = self._partial
+        m.d.comb += [
+            read.check.eq(self.phy.read_check),
+            partial.patch.eq(read.patch), partial.patch_beat.eq(read.patch_beat),
+            partial.patch_data.eq(read.patch_data),
+            partial.fetch.eq(self.fetch), partial.beat.eq(self.beat),
+            partial.data.eq(self.write_data), partial.mask.eq(self.write_mask),
+            self.phy.write_data.eq(partial.o_data), self.phy.write_mask.eq(partial.o_check),
         ]
 
     def _count(self, m):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of issued columns: what is on the data bus when."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from emu.config import Hbm
+from hdl.counter import count
 from hdl.fifo import Fifo
-from hdl.hbm.packets import BeatAddress, ReadItem, ReadWord, WriteItem
+from hdl.hbm.ecc import WORD_CHECK_BITS, Corrector, Injector
+from hdl.hbm.packets import BeatAddress, ReadWord, WriteItem, read_item
 from hdl.packets import WORD_BITS
 
 ROOM = 32
@@ -51,48 +54,98 @@ class Delayed(wiring.Component):
 class ReadPath(wiring.Component):
     """Takes the wanted words of each read from the bus and queues them for the mesh.
 
-    A word is at ``o`` one cycle after it was on the bus. ``room`` counts words of columns issued,
-    so that the queue never overflows; it is given in advance for a whole column.
+    A word is at ``o`` one cycle after it was on the bus, with ECC two. ``room`` counts words of
+    columns issued, so that the queue never overflows; it is given in advance for a whole column.
 
     Parameters
     ----------
     delay: From ``issue`` to the first word on ``bus``.
+    hbm: With ``hbm.ecc`` words are corrected, and those read for a masked write go to ``patch``.
 
     Members
     -------
     issue, item: A column read is issued. ``room``: One may be.
     bus: The DRAM's data. ``o``: Words. ``idle``: No word is on its way.
+    check: With ECC, the check bits of ``bus``. ``patch``, ``patch_beat``, ``patch_data``: A word
+        for a masked write.
+
+    Counters
+    --------
+    With ECC, of the code words wanted: corrected, uncorrectable.
     """
 
-    def __init__(self, delay: int):
-        self._delay = delay
+    def __init__(self, delay: int, hbm: Hbm):
+        self._delay, self._hbm = delay, hbm
+        more = {
+            "check": In(WORD_CHECK_BITS), "patch": Out(1), "patch_beat": Out(BeatAddress),
+            "patch_data": Out(WORD_BITS),
+        }
         super().__init__(
             {
-                "issue": In(1), "item": In(ReadItem), "room": Out(1), "bus": In(WORD_BITS),
-                "o": Out(stream.Signature(ReadWord)), "idle": Out(1),
-            }
+                "issue": In(1), "item": In(read_item(hbm.ecc)), "room": Out(1),
+                "bus": In(WORD_BITS), "o": Out(stream.Signature(ReadWord)), "idle": Out(1),
+            } | (more if hbm.ecc else {})
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.flight = flight = Delayed(ReadItem, self._delay)
+        m.submodules.flight = flight = Delayed(
+            read_item(self._hbm.ecc), self._delay)
         m.submodules.words = words = Fifo(ReadWord, ROOM)
         free, taken = Signal(range(ROOM + 1), init=ROOM), Signal(2)
         item = flight.o
         m.d.comb += [
             flight.start.eq(self.issue), flight.item.eq(self.item),
-            words.i.valid.eq(flight.valid & item.words.bit_select(flight.beat, 1)),
-            words.i.payload.data.eq(self.bus),
-            words.i.payload.tag.eq(item.tag),
-            words.i.payload.index.eq(Cat(flight.beat, item.index)),
             self.room.eq(free >= 2),
             self.idle.eq(free == ROOM),
         ]
-        with m.If(self.issue):
+        wanted, index = item.words.bit_select(flight.beat, 1), Cat(flight.beat, item.index)
+        if self._hbm.ecc:
+            self._correct(m, words.i, flight.valid & wanted, item, index)
+        else:
+            m.d.comb += [
+                words.i.valid.eq(flight.valid & wanted),
+                words.i.payload.data.eq(self.bus),
+                words.i.payload.tag.eq(item.tag),
+                words.i.payload.index.eq(index),
+            ]
+        reading = ~self.item.patch if self._hbm.ecc else 1
+        with m.If(self.issue & reading):
             m.d.comb += taken.eq(self.item.words[0] + self.item.words[1])
         m.d.sync += free.eq(free - taken + (self.o.valid & self.o.ready))
         wiring.connect(m, words.o, wiring.flipped(self.o))
         return m
+
+    def _correct(self, m, o, valid, item, index):
+        """Through the corrector into a register, and from there to the mesh or to a write."""
+        m.submodules.corrector = corrector = Corrector()
+        data, check = self.bus, self.check
+        if self._hbm.injection:
+            m.submodules.injector = injector = Injector(*self._hbm.injection)
+            m.d.comb += [
+                injector.valid.eq(valid), injector.data.eq(data), injector.check.eq(check),
+            ]
+            data, check = injector.o, injector.o_check
+        came, patch = Signal(), Signal()
+        m.d.comb += [
+            corrector.data.eq(data), corrector.check.eq(check),
+            o.valid.eq(came & ~patch),
+            self.patch.eq(came & patch),
+            self.patch_data.eq(o.payload.data),
+            # Write buffer addresses name the column within its line.
+            self.patch_beat.beat.eq(o.payload.index[0]),
+            self.patch_beat.half.eq(o.payload.index[1]),
+            self.patch_beat.slot.eq(o.payload.tag),
+        ]
+        m.d.sync += came.eq(valid)
+        with m.If(valid):
+            m.d.sync += [
+                patch.eq(item.patch), o.payload.data.eq(corrector.o), o.payload.tag.eq(item.tag),
+                o.payload.index.eq(index),
+            ]
+        for name in ("corrected", "uncorrectable"):
+            bits = getattr(corrector, name)
+            count(m, name, Mux(valid, sum(bits[i] for i in range(len(bits))), 0))
 
 
 class WritePath(wiring.Component):

@@ -10,11 +10,11 @@ from emu.config import Hbm
 from hdl.hbm.address import hashed, locate
 from hdl.hbm.packets import (
     HASH_BITS,
-    LineRead,
-    LineWrite,
-    ReadItem,
     WriteItem,
     column_layout,
+    line_read,
+    line_write,
+    read_item,
 )
 
 
@@ -47,8 +47,8 @@ class ReadFrontEnd(wiring.Component):
         self._hbm = hbm
         super().__init__(
             {
-                "i": In(stream.Signature(LineRead)),
-                "o": Out(stream.Signature(column_layout(hbm, ReadItem))),
+                "i": In(stream.Signature(line_read(hbm.ecc))),
+                "o": Out(stream.Signature(column_layout(hbm, read_item(hbm.ecc)))),
                 "hash": Out(HASH_BITS), "hit": In(1), "conflict": Out(1),
             }
         )
@@ -75,6 +75,8 @@ class ReadFrontEnd(wiring.Component):
             o.payload.item.index.eq(address[:3]),
             o.payload.item.tag.eq(line.tag),
         ]
+        if self._hbm.ecc:
+            m.d.comb += o.payload.item.patch.eq(line.patch)
         return m
 
 
@@ -92,7 +94,7 @@ class WriteFrontEnd(wiring.Component):
         self._hbm = hbm
         super().__init__(
             {
-                "i": In(stream.Signature(LineWrite)),
+                "i": In(stream.Signature(line_write(hbm.ecc))),
                 "o": Out(stream.Signature(column_layout(hbm, WriteItem))),
                 "enable": In(1),
             }

@@ -22,8 +22,18 @@ HASH_BITS = 10
 LineRead = data.StructLayout({"line": LINE_BITS, "words": 4, "tag": TAG_BITS})
 """Read the words of ``line`` whose bits are set in ``words`` (at least one)."""
 
+def line_read(ecc: bool) -> data.StructLayout:
+    """`LineRead`; with ECC also ``patch``: what is read is merged into write buffer ``tag``."""
+    return data.StructLayout(LineRead.members | ({"patch": 1} if ecc else {}))
+
+
 LineWrite = data.StructLayout({"line": LINE_BITS, "halves": 2, "slot": SLOT_BITS})
 """Write the columns of ``line`` set in ``halves`` (at least one) from write buffer ``slot``."""
+
+def line_write(ecc: bool) -> data.StructLayout:
+    """`LineWrite`; with ECC also the columns of which not all bytes are written."""
+    return data.StructLayout(LineWrite.members | ({"partial": 2} if ecc else {}))
+
 
 ReadWord = data.StructLayout({"data": WORD_BITS, "tag": TAG_BITS, "index": 4})
 """A word read; ``index`` is the low 4 bits of its channel word address."""
@@ -33,6 +43,11 @@ BeatAddress = data.StructLayout({"beat": 1, "half": 1, "slot": SLOT_BITS})
 
 ReadItem = data.StructLayout({"words": 2, "index": 3, "tag": TAG_BITS})
 """What a queued column read carries: words wanted, column within the 256-byte segment, request."""
+
+def read_item(ecc: bool) -> data.StructLayout:
+    """`ReadItem`; with ECC also ``patch``, see `line_read`."""
+    return data.StructLayout(ReadItem.members | ({"patch": 1} if ecc else {}))
+
 
 WriteItem = data.StructLayout({"half": 1, "slot": SLOT_BITS, "hash": HASH_BITS})
 """What a queued column write carries."""
@@ -66,6 +81,11 @@ Phy = wiring.Signature(
 )
 """Controller to DRAM. Data of a column command in cycle t: writes in t + cwl and the next cycle,
 reads in t + cl and the next, low word first."""
+
+
+def phy(ecc: bool) -> wiring.Signature:
+    """`Phy`; with ECC the pins of the mask carry check bits, and words read have some too."""
+    return wiring.Signature(dict(Phy.members) | ({"read_check": In(16)} if ecc else {}))
 
 
 def column_layout(hbm: Hbm, item: data.Layout) -> data.StructLayout:

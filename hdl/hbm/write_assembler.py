@@ -7,7 +7,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect
 
 from hdl.fifo import Fifo
-from hdl.hbm.packets import LINE_BITS, SLOT_BITS, BeatAddress, LineWrite
+from hdl.hbm.packets import LINE_BITS, SLOT_BITS, BeatAddress, line_write
 from hdl.hbm.pool import Pool
 from hdl.hbm.requests import Ack
 from hdl.packets import WORD_BITS, UpFlit
@@ -17,7 +17,11 @@ WAYS = 4
 FULL = 16
 """A line is flushed after this many writes at the latest."""
 
-Flushed = data.StructLayout({"write": LineWrite, "ack": Ack})
+def flushed_layout(ecc: bool) -> data.StructLayout:
+    """A line to write and whom to acknowledge how many words."""
+    return data.StructLayout({"write": line_write(ecc), "ack": Ack})
+
+
 Way = data.StructLayout({"source": 8, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
 
 
@@ -35,12 +39,18 @@ class WriteAssembler(wiring.Component):
     i: `UpFlit`. ``o``: Flushed lines: what to write and whom to acknowledge how many words.
     fetch, beat, data, mask: A word is fetched for the DRAM; the buffer answers in the same cycle.
     idle: Nothing is being assembled or waits at ``o``. ``starved``: The buffer is full.
+
+    Parameters
+    ----------
+    ecc: Lines tell which of their columns are not written whole.
     """
 
-    def __init__(self):
+    def __init__(self, ecc: bool = False):
+        self._ecc = ecc
         super().__init__(
             {
-                "i": In(stream.Signature(UpFlit)), "o": Out(stream.Signature(Flushed)),
+                "i": In(stream.Signature(UpFlit)),
+                "o": Out(stream.Signature(flushed_layout(ecc))),
                 "fetch": In(1), "beat": In(BeatAddress), "data": Out(WORD_BITS), "mask": Out(16),
                 "idle": Out(1), "starved": Out(1),
             }
@@ -49,7 +59,7 @@ class WriteAssembler(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.input = incoming = Fifo(UpFlit, 2)
-        m.submodules.flushed = self._flushed = Fifo(Flushed, 4)
+        m.submodules.flushed = self._flushed = Fifo(flushed_layout(self._ecc), 4)
         m.submodules.pool = self._pool = Pool(SLOTS)
         connect(m, wiring.flipped(self.i), incoming.i)
         connect(m, self._flushed.o, wiring.flipped(self.o))
@@ -168,3 +178,6 @@ class WriteAssembler(wiring.Component):
             o.payload.ack.y.eq(Mux(complete, payload.source_y, way.source[4:])),
             o.payload.ack.words.eq(Mux(complete, words, way.words)),
         ]
+        if self._ecc:
+            whole = Cat(self._mask[:32].all(), self._mask[32:].all())
+            m.d.comb += o.payload.write.partial.eq(o.payload.write.halves & ~whole)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cocotb side of `sim.memory.player`: starts the trace and sleeps until it is over."""
 
+import json
 import os
+from functools import reduce
+from pathlib import Path
 
 import cocotb
 from cocotb.clock import Clock
@@ -26,4 +29,8 @@ async def play(dut):
     done = RisingEdge(dut.done)
     limit = int(os.environ["HEADRACE_LIMIT"])
     fired = await First(done, Timer(2 * limit, unit="ns"))
+    counters = json.loads(os.environ["HEADRACE_COUNTERS"])
+    found = {name: int(reduce(getattr, path.split("."), dut).value)
+             for name, path in counters.items()}
+    Path(os.environ["HEADRACE_FOUND"]).write_text(json.dumps(found))
     assert fired is done, f"not over after {limit} cycles"

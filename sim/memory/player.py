@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A controller under a trace: the player is Verilog, so that Python sleeps until the end."""
 
-from amaranth.hdl import ClockSignal, Instance, Module
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,12 +13,14 @@ from hdl.hbm.packets import TAG_BITS
 
 NAME = "headrace_trace_player"
 TAGS = 1 << TAG_BITS
+MASK = 0x0FF3
 COMMANDS = ("ACT", "PRE", "PREA", "REFAB", "REFPB", "RD", "WR")
 
 _TEXT = """\
 // SPDX-License-Identifier: Apache-2.0
 // Offers the requests of +trace=FILE (records of 64 bits: cycle, write, line) in order, each from
-// its cycle on, with at most +window=N reads under way. Writes the latency of each read to
+// its cycle on, with at most +window=N reads under way; of the writes each +masked=N-th is masked
+// (0: none). Writes the latency of each read to
 // +latencies=FILE, every command to +commands=FILE and the totals to +totals=FILE.
 // Cycles count from the first one with start.
 module headrace_trace_player(
@@ -31,12 +33,14 @@ module headrace_trace_player(
   output write_valid,
   input write_ready,
   output [22:0] write_line,
+  output write_masked,
   input entering,
   input word_valid,
   input [5:0] word_tag,
   input fetch,
   input idle,
   input violated,
+  input ecc,
   input row_valid,
   input [2:0] row_kind,
   input [3:0] row_bank,
@@ -49,10 +53,10 @@ module headrace_trace_player(
 );
   reg [8*512-1:0] name;
   reg [63:0] record;
-  integer requests, latencies, commands, totals, got, window, i;
+  integer requests, latencies, commands, totals, got, window, masked, i;
 
   reg opened, some, write;
-  reg [31:0] now, earliest, last;
+  reg [31:0] now, earliest, last, turn;
   reg [22:0] line;
   reg first;
   reg [6:0] count;
@@ -71,6 +75,7 @@ module headrace_trace_player(
   assign read_line = line;
   assign read_tag = free[head];
   assign write_line = line;
+  assign write_masked = turn == masked;
   wire read_taken = read_valid & read_ready;
   wire returned = word_valid & (missing[word_tag] == 1);
 
@@ -107,6 +112,8 @@ module headrace_trace_player(
     head = 0;
     tail = 0;
     line = 0;
+    turn = 1;
+    masked = 0;
     earliest = 0;
     violations = 0;
     commands = 0;
@@ -120,6 +127,7 @@ module headrace_trace_player(
   always @(posedge clk) begin
     if (!opened) begin
       if (!$value$plusargs("window=%d", window)) window = 32;
+      if (!$value$plusargs("masked=%d", masked)) masked = 0;
       count <= window;
       tail <= window;
       if ($value$plusargs("trace=%s", name)) requests = $fopen(name, "rb");
@@ -132,6 +140,7 @@ module headrace_trace_player(
     if (running) begin
       now <= now + 1;
       if (read_taken | (write_valid & write_ready)) next;
+      if (write_valid & write_ready) turn <= write_masked ? 1 : turn + 1;
       // The first column of a line is taken before the line is.
       if (entering) begin
         if (first) accepted[read_tag] <= now;
@@ -145,12 +154,13 @@ module headrace_trace_player(
       if (returned) begin
         free[tail] <= word_tag;
         tail <= tail + 1;
-        // A word is here one cycle after it was on the bus.
+        // A word is here one cycle after it was on the bus, or after it was corrected.
         $fwrite(latencies, "%0d\\n", now - 1 - accepted[word_tag]);
       end
       count <= count - read_taken + returned;
-      if (fetch) last <= now;
-      else if (word_valid) last <= now - 1;
+      // The last word on the bus: ECC fetches a word one cycle early and gives one out one late.
+      if (fetch) last <= now + ecc;
+      else if (word_valid) last <= now - 1 - ecc;
 
       if (column_valid) begin
         log(column_write ? "WR" : "RD", column_bank, rows[column_bank], column);
@@ -210,19 +220,24 @@ class TraceBench(wiring.Component):
             o_read_valid=read.valid, i_read_ready=read.ready,
             o_read_line=read.payload.line, o_read_tag=read.payload.tag,
             o_write_valid=write.valid, i_write_ready=write.ready,
-            o_write_line=write.payload.line,
+            o_write_line=write.payload.line, o_write_masked=write.payload.slot[0],
             i_entering=controller.entering,
             i_word_valid=controller.words.valid, i_word_tag=controller.words.payload.tag,
             i_fetch=controller.fetch, i_idle=controller.idle, i_violated=checker.violated,
+            i_ecc=Const(self._hbm.ecc, 1),
             i_row_valid=phy.row.valid, i_row_kind=phy.row.kind, i_row_bank=phy.row.bank,
             i_row=phy.row.row,
             i_column_valid=phy.column.valid, i_column_write=phy.column.write,
             i_column_bank=phy.column.bank, i_column=phy.column.column,
         )
         m.d.comb += [
-            read.payload.words.eq(0xF), write.payload.halves.eq(3), write.payload.slot.eq(0),
-            controller.words.ready.eq(1), controller.write_mask.eq(0xFFFF),
+            read.payload.words.eq(0xF), write.payload.halves.eq(3),
+            controller.words.ready.eq(1),
+            # Masked writes are those of slot 1: both columns, some bytes of each word.
+            controller.write_mask.eq(Mux(controller.beat.slot[0], MASK, 0xFFFF)),
             checker.row.eq(phy.row), checker.column.eq(phy.column),
             self.error.eq(checker.error), self.rule.eq(checker.rule),
         ]
+        if self._hbm.ecc:
+            m.d.comb += write.payload.partial.eq(write.payload.slot[0].replicate(2))
         return m

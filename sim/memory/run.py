@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play a trace on the RTL controller and measure."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -23,6 +24,12 @@ from sim.memory.trace import LINE_BYTES, Trace, read_trace
 
 BYTES_PER_CYCLE = 16
 TOP = "trace_bench"
+ECC = {
+    "injected": "read_path.injector.injected", "corrected": "read_path.corrected",
+    "uncorrectable": "read_path.uncorrectable", "merged_columns": "partial.merged_writes",
+    "stall_cycles": "partial.stall_cycles",
+}
+"""Counters of the controller that a channel with ECC adds."""
 SLOWEST = 120
 """Cycles that a request may take at most, refresh aside: more than two row cycles."""
 
@@ -50,6 +57,7 @@ def dram(
     window: int = 32,
     commands: str | None = None,
     latencies: str | None = None,
+    masked: int = 0,
     simulator: str = "verilator",
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def dram(
 
     Returns the figures that the README names. ``commands`` names a file for the command stream,
     ``tick COMMAND group bank row column`` a line; ``latencies`` one for the latency of each read,
-    in the order of their last words.
+    in the order of their last words. Of the writes each ``masked``-th has a byte mask (0: none).
 
     Raises
     ------
@@ -66,7 +74,7 @@ def dram(
     """
     hbm = dram_config(settings)
     requests = read_trace(trace)
-    _check(hbm, requests, window, simulator)
+    _check(hbm, requests, window, masked, simulator)
     for path in (commands, latencies):
         check_writable(path)
     check_cache()
@@ -81,7 +89,7 @@ def dram(
     progress("simulating")
     workdir = Path(tempfile.mkdtemp(prefix="headrace-"))
     try:
-        _play(requests, window, bool(commands), (design, folder, simulator), workdir)
+        _play(requests, window, masked, bool(commands), (design, folder, simulator), workdir)
         result = _measure(hbm, requests, workdir)
         for name, path in (("commands", commands), ("latencies", latencies)):
             if path:
@@ -95,7 +103,9 @@ def dram(
     }
 
 
-def _check(hbm: Hbm, requests: Trace, window: int, simulator: str) -> None:
+def _check(hbm: Hbm, requests: Trace, window: int, masked: int, simulator: str) -> None:
+    if masked < 0:
+        raise UserError(f"masked {masked}: must not be negative")
     if not 1 <= window <= 1 << 16:
         raise UserError(f"window {window}: must be 1 to 65536")
     if window > TAGS and hbm.read_queue > TAGS:
@@ -112,20 +122,26 @@ def _check(hbm: Hbm, requests: Trace, window: int, simulator: str) -> None:
 
 
 def _play(
-    requests: Trace, window: int, log: bool, build: tuple[Design, Path, str], workdir: Path
+    requests: Trace, window: int, masked: int, log: bool, build: tuple[Design, Path, str],
+    workdir: Path,
 ) -> None:
     """Run the trace; leaves its latencies, totals and perhaps commands in ``workdir``."""
     (workdir / "trace").write_bytes(requests.records())
     # Tags bound the reads under way: never, if the queue holds no more columns, see `_check`.
-    plusargs = [f"+window={min(window, TAGS)}"]
+    plusargs = [f"+window={min(window, TAGS)}", f"+masked={masked}"]
     for name in ("trace", "latencies", "totals", *(["commands"] if log else [])):
         plusargs.append(f"+{name}={workdir / name}")
     limit = int(requests.cycles.max()) + SLOWEST * len(requests) + 100_000
     design, folder, simulator = build
+    env = {
+        "HEADRACE_LIMIT": str(limit),
+        "HEADRACE_COUNTERS": json.dumps(runner.counter_paths(design, simulator)),
+        "HEADRACE_FOUND": str(workdir / "counters"),
+    }
     try:
         tests, failed = runner.run(
             design, folder, simulator, "sim.memory.bench", workdir=workdir,
-            plusargs=tuple(plusargs), env={"HEADRACE_LIMIT": str(limit)}, gpi_clock=True,
+            plusargs=tuple(plusargs), env=env, gpi_clock=True,
         )
     except RuntimeError as error:  # it crashed, or was killed
         raise RunError(f"the simulator ended early: {error}") from None
@@ -141,6 +157,9 @@ def _measure(hbm: Hbm, requests: Trace, workdir: Path) -> dict[str, Any]:
     latencies = np.array((workdir / "latencies").read_text().split(), np.int64)
     reads = int((~requests.writes).sum())
     columns = counts.get("RD", 0) + counts.get("WR", 0)
+    counters = json.loads((workdir / "counters").read_text())
+    ecc = {name: counters.get(f"controller.{path}", 0) for name, path in ECC.items()}
+    columns -= ecc["merged_columns"]
     if len(latencies) != reads or columns != 2 * len(requests):
         raise RunError(f"{reads} reads gave {len(latencies)} answers, {len(requests)} requests "
                        f"gave {columns} columns")
@@ -153,8 +172,9 @@ def _measure(hbm: Hbm, requests: Trace, workdir: Path) -> dict[str, Any]:
             len(requests) * LINE_BYTES / (BYTES_PER_CYCLE * totals["cycles"]),
         "latency_mean": float(latencies.mean()) if reads else None,
         "latency_p50": p50, "latency_p99": p99,
-        "row_hit_rate": 1 - counts["ACT"] / columns,
+        "row_hit_rate": 1 - counts["ACT"] / (columns + ecc["merged_columns"]),
         "commands": counts, "violations": totals["violations"],
         "refreshes_owed": max(0, due - counts.get("REFAB", 0) - counts.get("REFPB", 0)),
         "front_end_delay": HbmController.FRONT_END_DELAY,
+        **({"ecc": ecc} if hbm.ecc else {}),
     }

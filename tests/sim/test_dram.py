@@ -104,6 +104,21 @@ def test_settings_change_the_hardware(setting, tmp_path):
     assert holds(before, after), (before, after)
 
 
+@pytest.mark.rtl
+def test_ecc(tmp_path):
+    """Masked writes read their columns first, whole ones cost nothing; errors are corrected."""
+    trace = head(tmp_path, "d_mix21_seq", 600)
+    ecc = ("hbm.ecc=true", "hbm.ecc_inject=single,0.05,1")
+    plain, whole = (dram(trace, settings=change, simulator=SIMULATOR) for change in ((), ecc))
+    some = play(tmp_path, trace, *ecc, masked=4)
+    assert "ecc" not in plain and whole["cycles"] <= plain["cycles"] + 2
+    assert whole["ecc"]["merged_columns"] == 0
+    assert some["ecc"]["merged_columns"] == 2 * (some["writes"] // 4)
+    assert some["commands"]["RD"] == plain["commands"]["RD"] + some["ecc"]["merged_columns"]
+    for found in (whole["ecc"], some["ecc"]):
+        assert found["injected"] == found["corrected"] > 100 and found["uncorrectable"] == 0
+
+
 KEYS = {
     "cycles", "bandwidth_fraction", "latency_mean", "latency_p50", "latency_p99", "row_hit_rate",
     "commands", "violations", "front_end_delay",
@@ -161,6 +176,12 @@ def test_bad_traces(name, tmp_path, monkeypatch, capsys):
         (["--set", "hbm.write_high=65"], "hbm.write_high must be at most hbm.write_queue (64)"),
         (["--set", "hbm.write_low=62"], "hbm.write_low must be less than where a drain starts"),
         (["--set", "hbm.postponed=9"], "hbm.postponed: Input should be less than or equal to 8"),
+        (["--masked", "-1"], "masked -1: must not be negative"),
+        (["--set", "hbm.ecc_inject=single,0.1,1"], "hbm.ecc_inject needs hbm.ecc=true"),
+        (["--set", "hbm.ecc=true", "--set", "hbm.ecc_inject=triple,0.1,1"],
+         "hbm.ecc_inject must be single|double,RATE,SEED with 0 < RATE <= 1, not 'triple,0.1,1'"),
+        (["--set", "hbm.ecc=true", "--set", "hbm.ecc_inject=single,2,1"], "not 'single,2,1'"),
+        (["--set", "hbm.ecc=true", "--set", "hbm.ecc_inject=single,0.1"], "not 'single,0.1'"),
         (["--set", "hbm.mib=1"], "address 0x100000 of request 2 is beyond hbm.mib=1"),
         (["--commands", "/nowhere/x"], "cannot write /nowhere/x"),
         (["--latencies", "/nowhere/x"], "cannot write /nowhere/x"),

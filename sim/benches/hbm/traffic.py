@@ -32,6 +32,7 @@ VARIANTS = {
         "hbm.refresh=none", "hbm.timing=hbm2_b", "hbm.page_policy=closed", "hbm.address_map=M2"),
     "in_order_timeout": lambda: _channel(
         "hbm.scheduler=in_order", "hbm.page_policy=timeout", "hbm.page_timeout=50"),
+    "ecc": lambda: _channel("hbm.ecc=true", "hbm.ecc_inject=single,0.2,7"),
     "cap_small_queues": lambda: _channel(
         "hbm.scheduler=fr_fcfs_cap", "hbm.row_hit_cap=4", "hbm.read_queue=8",
         "hbm.write_queue=8", "hbm.address_map=CCRRRRRRRRRRRRRRRBBGCCCGOOOOO"),
