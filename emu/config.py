@@ -26,7 +26,7 @@ BLOCK_TILES = 16
 """Weight tiles of a full parameter block."""
 BLOCK_WORDS = TILE_WORDS * BLOCK_TILES
 """Words of a full parameter block, of its frame, and of a storage page (4 KiB)."""
-SEMAPHORES = 32
+SEMAPHORES = 64
 """Counting semaphores of a tile, 16 bits each."""
 DIRECT_BIT = 27
 """Address bit that says: a word of one pseudo-channel, not of the interleaved space."""

@@ -19,6 +19,10 @@ COMMAND_BYTES = 16 * COMMAND_WORDS
 COMMAND_BITS = 8 * COMMAND_BYTES
 WAITS = 3
 SIGNALS = 2
+SEM_BITS = 6
+"""Of a semaphore's number."""
+WAIT_BITS = 15
+"""Of one wait's count: a larger one takes two waits."""
 
 Fields = tuple[tuple[str, int], ...]
 
@@ -72,13 +76,13 @@ HEADER: Fields = (
     *(
         (f"wait{i}_{name}", width)
         for i in range(WAITS)
-        for name, width in (("sem", 5), ("count", 16))
+        for name, width in (("sem", SEM_BITS), ("count", WAIT_BITS))
     ),
     # When the command is complete: +1 on the semaphore in every tile of the rectangle.
     *(
         (f"signal{i}_{name}", width)
         for i in range(SIGNALS)
-        for name, width in (("valid", 1), ("sem", 5), ("rect", RECT_BITS))
+        for name, width in (("valid", 1), ("sem", SEM_BITS), ("rect", RECT_BITS))
     ),
     # An index register added to the command's HBM address (LOAD, STORE) or window base (COMPUTE).
     ("index_valid", 1),
@@ -148,7 +152,8 @@ MOVE: Fields = (
     ("f_stride0", -29), ("f_stride1", -29), ("f_stride2", -29),
     ("rect", RECT_BITS),             # receivers. LOAD: this tile is one. STORE: if to_tiles.
     ("to_tiles", 1),                 # STORE: 1 = to scratchpads of rect over `up`, 0 = to HBM
-    ("sem_valid", 1), ("sem", 5),    # every arriving word adds 1 to this semaphore (not HBM stores)
+    # every arriving word adds 1 to this semaphore (not HBM stores)
+    ("sem_valid", 1), ("sem", SEM_BITS),
     # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
     ("gather", 1), ("gather_base", 16),
 )
@@ -212,7 +217,10 @@ LAYER: Fields = (
 FRAMES: Fields = (("base", 16), ("count", 7))
 PIN: Fields = (("layer", 6),)
 REGISTER: Fields = (("register", 3), ("value", 28))
-SYNC: Fields = (("queue", 2),)
+SYNC: Fields = (
+    ("queue", 2),
+    ("mark", 1),                     # a step of the program begins: counted on chip output `step`
+)
 
 BODIES: dict[Opcode, Fields] = {
     Opcode.END: (),

@@ -10,6 +10,7 @@ from hdl.hbm.channel import HbmChannel
 from hdl.macro import Macro, plain, plain_signature
 from hdl.packets import DownFlit, ReqFlit, UpFlit
 from hdl.ports import PrefetchControl
+from hdl.sequencer.sequencer import STEP_BITS
 from hdl.tile import PLANES, Tile, tile_signature
 
 TOP = "headrace"
@@ -31,6 +32,7 @@ class Chip(wiring.Component):
     error_channels: One bit per pseudo-channel.
     prefetch: Policy registers of all prefetch units.
     dump: A rising edge writes the DRAM arrays to files (simulation).
+    step: Steps of the program that have begun in tile (0, 0): when layers begin.
     status: Eight bits per tile, see `hdl.tile.Tile`.
     storage_req, storage_up, storage_down, storage_up_in: The storage port on the west edge of
         row 0, only when ``storage.enabled``.
@@ -43,7 +45,7 @@ class Chip(wiring.Component):
             "start": In(1), "dump": In(1), "prefetch": In(PrefetchControl),
             "done": Out(1), "error": Out(1), "status": Out(8 * tiles),
             "done_tiles": Out(tiles), "error_tiles": Out(tiles),
-            "error_channels": Out(config.hbm.channels),
+            "error_channels": Out(config.hbm.channels), "step": Out(STEP_BITS),
         }
         if config.storage.enabled:
             members |= {
@@ -65,6 +67,7 @@ class Chip(wiring.Component):
             self.done_tiles.eq(Cat(tile.done for tile in tiles.values())),
             self.error_tiles.eq(Cat(tile.error for tile in tiles.values())),
             self.error_channels.eq(Cat(channel.error for channel in channels)),
+            self.step.eq(tiles[0, 0].step),
             self.status.eq(Cat(tile.status for tile in tiles.values())),
             # Acknowledged stores may still wait in a channel's write queue.
             self.done.eq(self.done_tiles.all() & Cat(c.idle for c in channels).all()),

@@ -5,6 +5,7 @@ from amaranth.hdl import Array, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
+from emu import isa
 from emu.isa import Opcode
 from hdl.packets import ADDRESS_BITS, COMMANDS, SPAD_BITS, Rect
 from hdl.ports import ScratchpadRead
@@ -16,7 +17,7 @@ INDEX_BITS = 32
 MoveCommand = COMMANDS[Opcode.LOAD]
 """LOAD and STORE have the same fields."""
 
-Side = data.StructLayout({"rect": Rect, "to_tiles": 1, "has_sem": 1, "sem": 5})
+Side = data.StructLayout({"rect": Rect, "to_tiles": 1, "has_sem": 1, "sem": isa.SEM_BITS})
 """What a command says about all its words."""
 
 Run = data.StructLayout(

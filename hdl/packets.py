@@ -65,7 +65,7 @@ Reply = data.StructLayout(
         "address": SPAD_BITS,   # of the first word; each later word of a request adds 1
         "kind": Kind,
         "has_sem": 1,
-        "sem": 5,
+        "sem": isa.SEM_BITS,
         "block": 12,            # FRAME: local block number
         "tiles": 4,             # FRAME: weight tiles of the block, minus 1
         "tile_words": 5,        # FRAME: words per weight tile (so words = (tiles + 1) * tile_words)
@@ -94,7 +94,7 @@ UpFlit = data.StructLayout(
         "kind": Kind,
         "address": 25,
         "has_sem": 1,
-        "sem": 5,
+        "sem": isa.SEM_BITS,
         "mask": 16,             # WRITE: bytes to store
         "last": 1,              # WRITE: flush this source's assembly line
         "source_x": 4,

@@ -4,6 +4,7 @@
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from emu.isa import SEM_BITS, WAIT_BITS
 from hdl.packets import SPAD_BITS, WORD_BITS, Rect
 
 ScratchpadRead = wiring.Signature(
@@ -16,10 +17,10 @@ WriteWord = data.StructLayout({"data": WORD_BITS, "address": SPAD_BITS})
 ScratchpadWrite = wiring.Signature({"request": Out(stream.Signature(WriteWord))})
 """Write client: the word is in the bank from the cycle after the transfer on."""
 
-WaitOp = data.StructLayout({"sem": 5, "count": 16})
-SignalOp = data.StructLayout({"sem": 5, "rect": Rect})
+WaitOp = data.StructLayout({"sem": SEM_BITS, "count": WAIT_BITS})
+SignalOp = data.StructLayout({"sem": SEM_BITS, "rect": Rect})
 
-Arrival = wiring.Signature({"valid": Out(1), "sem": Out(5)})
+Arrival = wiring.Signature({"valid": Out(1), "sem": Out(SEM_BITS)})
 """One increment; never refused."""
 
 BlockRef = data.StructLayout({"layer": 6, "block": 12, "last": 1})

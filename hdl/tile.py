@@ -19,7 +19,7 @@ from hdl.parameter_store import ParameterStore
 from hdl.ports import PrefetchControl
 from hdl.scratchpad import Scratchpad
 from hdl.semaphores import Semaphores
-from hdl.sequencer.sequencer import Sequencer
+from hdl.sequencer.sequencer import STEP_BITS, Sequencer
 from hdl.store_engine import StoreEngine
 from hdl.vector.engine import VectorEngine
 
@@ -49,7 +49,7 @@ def tile_signature() -> wiring.Signature:
         {
             "x": In(4), "y": In(4), "index": In(8), "start": In(1),
             "prefetch": In(PrefetchControl),
-            "done": Out(1), "error": Out(1), "status": Out(8),
+            "done": Out(1), "error": Out(1), "status": Out(8), "step": Out(STEP_BITS),
             **links,
         }
     )
@@ -66,6 +66,7 @@ class Tile(wiring.Component):
     error: Sticky: an impossible address, an unknown opcode or operation, a semaphore overflow.
     status: For a run that does not end: a bit per queue that holds a command, two spare bits, then
         done and error.
+    step: Steps of the program that have begun here.
     """
 
     def __init__(self, config: Config):
@@ -110,6 +111,7 @@ class Tile(wiring.Component):
             sequencer.index.eq(border["index"]),
             sequencer.start.eq(border["start"]),
             self.done.eq(sequencer.done),
+            self.step.eq(sequencer.step),
         ]
         parts = (scratchpad, semaphores, sequencer, blocks, vector)
         m.d.sync += self.error.eq(self.error | Cat(part.error for part in parts).any())

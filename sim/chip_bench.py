@@ -41,6 +41,13 @@ async def _counters(dut, paths: dict[str, str]) -> dict[str, int]:
     return {name: _read(dut, path) for name, path in paths.items()}
 
 
+async def _watch_steps(dut, steps: list[int], begin: float) -> None:
+    """Append the cycle in which each marked step begins: as many wakes as the program has steps."""
+    while True:
+        await dut.step.value_change
+        steps.append(int(get_sim_time("ns") - begin) // PERIOD_NS)
+
+
 @cocotb.test
 async def workload(dut):
     """Run one job; the outcome is ``done``, ``error`` or ``limit``."""
@@ -62,6 +69,8 @@ async def workload(dut):
     dut.start.value = 1
     done, error = RisingEdge(dut.done), RisingEdge(dut.error)
     limit = Timer(PERIOD_NS * job["cycle_limit"], unit="ns")
+    steps: list[int] = []
+    watch = cocotb.start_soon(_watch_steps(dut, steps, begin))
     with sampling(job["sampler"], job["profile"]):
         fired = await First(done, error, limit)
     outcome = "done" if fired is done else "error" if fired is error else "limit"
@@ -70,6 +79,8 @@ async def workload(dut):
         "cycles": int(get_sim_time("ns") - begin) // PERIOD_NS,
         "run_seconds": time.perf_counter() - wall,
     }
+    watch.cancel()
+    result["step_begins"] = steps
     await ClockCycles(dut.clk, 2)
     result["counters"] = await _counters(dut, job["counters"])
     result["status"] = str(dut.status.value)

@@ -110,6 +110,22 @@ def check_conservation(
             )
 
 
+def _layers(program: Program, begins: list[int], cycles: int) -> list[dict[str, Any]]:
+    """Per step of the program its bounds and its cycles: until tile (0, 0) begins the next one."""
+    edges = [0, *begins, cycles]
+    per_cycle = program.config.mesh.tiles * program.config.core.macs
+    found = []
+    for bound, plan, begin, end in zip(
+        program.rooflines, program.plans, edges[:-1], edges[1:], strict=True
+    ):
+        found.append({
+            "name": bound.name, "plan": plan, "begin": begin, "cycles": end - begin,
+            "macs": bound.macs, "mac_utilisation": bound.macs / per_cycle / max(1, end - begin),
+            "roofline": {"compute": bound.compute, "hbm": int(bound.hbm), "inbound": bound.inbound},
+        })
+    return found
+
+
 def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> dict[str, Any]:
     """The result of a run, schema version 1, without what the host adds.
 
@@ -143,6 +159,7 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
         "hbm_utilisation": (moved["hbm_read"] + moved["hbm_write"]) / peak,
         "roofline": roofline,
         "roofline_fraction": max(roofline.values()) / cycles,
+        "layers": _layers(program, simulated["step_begins"], cycles),
         "stalls": {cause: counters.total(pattern) for cause, pattern in STALLS.items()},
         "prefetch": {
             "useful": useful, "late": used - useful, "useless": prefetched - used,

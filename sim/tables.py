@@ -41,10 +41,41 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     stalls = Table("cause", "tile cycles", title="stalls (summed over tiles)")
     for name, value in result["stalls"].items():
         stalls.add_row(name, _number(value))
+    layers = result["layers"]
     for table in (data, stalls):
         for column in table.columns[1:]:
             column.justify = "right"
-    return [head, data, stalls]
+    return [head, *([layer_table(layers)] if len(layers) > 1 else []), data, stalls]
+
+
+def layer_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a step: cycles, bound and MAC utilisation, also as a bar; then all steps with MACs."""
+    table = Table("layer", "split", "cycles", "bound", "MACs used", "", title="layers")
+    for layer in layers:
+        bounds = layer["roofline"]
+        bound = max(bounds, key=lambda term: bounds[term])
+        share = layer["mac_utilisation"]
+        table.add_row(
+            layer["name"], layer["plan"].split(",")[0], _number(layer["cycles"]),
+            f"{bound} {_number(bounds[bound])}", *((_percent(share), _bar(share))
+                                                   if layer["macs"] else ("", "")),
+        )
+    busy = [layer for layer in layers if layer["macs"]]
+    if busy:
+        cycles = sum(layer["cycles"] for layer in busy)
+        share = sum(layer["mac_utilisation"] * layer["cycles"] for layer in busy) / cycles
+        table.add_section()
+        table.add_row("with MACs", "", _number(cycles),
+                      f"compute {_number(sum(each['roofline']['compute'] for each in busy))}",
+                      _percent(share), _bar(share))
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    return table
+
+
+def _bar(share: float, width: int = 10) -> str:
+    eighths = round(8 * width * min(1, share))
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
 
 
 SUMMARY: dict[str, Callable[[Mapping[str, Any]], str]] = {

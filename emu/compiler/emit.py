@@ -238,7 +238,7 @@ class Emitter:
         count = len(before.work) if isinstance(before, VectorStep) else count
         for tile in sorted(self.busy):
             wait = (BARRIER + (index - 1) % 2, count)
-            self.streams[tile].add(Opcode.SYNC, [wait], queue=Queue.LOAD)
+            self.streams[tile].add(Opcode.SYNC, [wait], queue=Queue.LOAD, mark=1)
 
     def _receive_only(self, index: int, step: Step, tile: Tile, p: int) -> None:
         """Consume the arrivals of a multicast whose rectangle holds this idle tile."""

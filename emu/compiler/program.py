@@ -225,6 +225,7 @@ def compile_network(
     layers = list(network.layers if isinstance(network, Network) else network)
     if not layers:
         raise UserError("the network has no layers")
+    macs = {layer.name: _macs(layer) for layer in layers if isinstance(layer, ConvLayer)}
     layers, blocks = _fill_lanes(layers)
     plans = _plan(config, [layer for layer in layers if isinstance(layer, ConvLayer)])
     memory = Memory(config)
@@ -243,7 +244,7 @@ def compile_network(
         output_names=tuple(t for t in tensors if t in wanted),
         rooflines=tuple(
             vector_roofline(config, step) if isinstance(step, VectorStep)
-            else step_roofline(config, step) for step in steps
+            else step_roofline(config, step, macs[step.layer.name]) for step in steps
         ),
         plans=tuple(
             step.describe() if isinstance(step, VectorStep) else step.plan.describe()
@@ -260,6 +261,12 @@ def compile_network(
 
         verify(program)
     return program
+
+
+def _macs(layer: ConvLayer) -> int:
+    outputs, group_inputs, kh, kw = layer.weights.shape
+    batch, _, height, width = layer.output_shape
+    return batch * height * width * outputs * group_inputs * kh * kw
 
 
 def _plan(config: Config, layers: list[ConvLayer]) -> list[list[Plan]]:

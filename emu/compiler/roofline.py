@@ -57,9 +57,9 @@ def _residual_words(step: Step, work: Work) -> int:
     return sum(op.drained_words for op in work.ops if op.last) if step.residual else 0
 
 
-def step_roofline(config: Config, step: Step) -> Roofline:
-    """Bounds of one planned step."""
-    plan, shape, layer = step.plan, step.plan.shape, step.layer
+def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
+    """Bounds of one planned step; ``macs``: of the whole layer as the network defines it."""
+    plan, shape = step.plan, step.plan.shape
     compute = inbound = 0
     for (_, c), work in step.work.items():
         passes = sum(
@@ -79,12 +79,11 @@ def step_roofline(config: Config, step: Step) -> Roofline:
         reads[step.residual.name] = len(plan.groups) * shape.pixels
     write = len(plan.groups) * shape.pixels
     share = len(plan.groups) / shape.out_groups
-    outputs, group_inputs, kh, kw = layer.weights.shape
     return Roofline(
         name=shape.name, compute=compute, inbound=inbound, reads=reads,
         hbm=(sum(reads.values()) + constants + write) / config.hbm.channels,
         constant_words=constants, write_words=write,
-        macs=round(share * shape.pixels * outputs * group_inputs * kh * kw),
+        macs=round(share * macs),
     )
 
 

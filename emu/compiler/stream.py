@@ -13,7 +13,7 @@ from emu.compiler.mapping import Rect, encode_rect
 from emu.compiler.schedule import Item, Work
 from emu.compiler.tiling import PIECES, Plan, Weights
 from emu.errors import UserError
-from emu.isa import SIGNALS, WAITS, Opcode, Queue, encode
+from emu.isa import SIGNALS, WAIT_BITS, WAITS, Opcode, Queue, encode
 from emu.network.layers import ConvLayer
 
 IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
@@ -64,15 +64,13 @@ class Stream:
         queue: Queue = Queue.LOAD, **fields: int,
     ) -> None:
         """One command; waits beyond what it holds go into SYNCs of ``queue`` before it."""
-        waits = list(waits)
+        waits = [(sem, part) for sem, count in waits for part in _halves(count)]
         while len(waits) > WAITS:
             taken, waits = waits[:WAITS], waits[WAITS:]
             self.add(Opcode.SYNC, taken, queue=queue)
         if len(signals) > SIGNALS:
             raise ValueError(f"a command sends at most {SIGNALS} signals, not {len(signals)}")
         for i, (sem, count) in enumerate(waits):
-            if count >= 1 << 16:
-                raise UserError(f"a wait for {count} words exceeds a semaphore's 16 bits")
             fields |= {f"wait{i}_sem": sem, f"wait{i}_count": count}
         for i, (sem, rect) in enumerate(signals):
             fields |= {f"signal{i}_valid": 1, f"signal{i}_sem": sem}
@@ -80,6 +78,13 @@ class Stream:
         if opcode == Opcode.SYNC:
             fields["queue"] = int(queue)
         self.commands.append(encode(opcode, **fields))
+
+
+def _halves(count: int) -> list[int]:
+    """``count`` in one wait, or in two if it exceeds one's field."""
+    if count >= 1 << 16:
+        raise UserError(f"a wait for {count} words exceeds a semaphore's 16 bits")
+    return [count] if count < 1 << WAIT_BITS else [count // 2, count - count // 2]
 
 
 def arrival(plan: Plan, item: Item, piece: int) -> int:

@@ -9,13 +9,14 @@ from amaranth.utils import ceil_log2
 
 from emu import isa
 from hdl.fifo import Fifo
-from hdl.packets import WORD_BITS, Header, Rect
+from hdl.packets import COMMANDS, WORD_BITS, Header, Rect
 from hdl.ports import WaitOp
 
+MARK_BIT = COMMANDS[isa.Opcode.SYNC]["mark"].offset
 IN_FLIGHT = 4
 """Commands whose engine has taken them and whose signals are not yet sent."""
 
-QueueSignal = data.StructLayout({"sem": 5, "rect": Rect, "local": 1})
+QueueSignal = data.StructLayout({"sem": isa.SEM_BITS, "rect": Rect, "local": 1})
 """A signal to send; ``local`` if its rectangle is this tile alone."""
 _Signal = data.StructLayout({"valid": 1, **dict(QueueSignal.members.items())})
 _Record = data.StructLayout({"sync": 1, "signals": data.ArrayLayout(_Signal, isa.SIGNALS)})
@@ -43,6 +44,7 @@ class CommandQueue(wiring.Component):
     done: From the engine: its oldest command is complete.
     signal: Signals of complete commands, in order.
     idle: No command is held or in flight.
+    mark: A SYNC that marks the beginning of a step passes.
     """
 
     def __init__(self, layout, depth: int):
@@ -57,7 +59,7 @@ class CommandQueue(wiring.Component):
                 "command": Out(stream.Signature(layout)),
                 "done": In(1),
                 "signal": Out(stream.Signature(QueueSignal)),
-                "idle": Out(1),
+                "idle": Out(1), "mark": Out(1),
             }
         )
 
@@ -96,6 +98,7 @@ class CommandQueue(wiring.Component):
             self.command.valid.eq(ready & ~is_sync),
             self.command.payload.eq(head),
             taken.eq(ready & (is_sync | self.command.ready)),
+            self.mark.eq(taken & is_sync & head.as_value()[MARK_BIT]),
             self.idle.eq((level == 0) & (loaded == 0) & (flight.level == 0)),
         ]
         m.d.sync += level.eq(level + written - popped)

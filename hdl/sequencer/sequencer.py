@@ -6,7 +6,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
-from emu.isa import Opcode, Queue
+from emu.isa import SEM_BITS, Opcode, Queue
 from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.packets import COMMANDS, HbmRequest
@@ -15,6 +15,7 @@ from hdl.sequencer.dispatch import Dispatcher, LayerCommand
 from hdl.sequencer.fetch import DIRECTORY_SLOT, CommandFetch, CommandWord
 from hdl.sequencer.queue import CommandQueue, QueueSignal
 
+STEP_BITS = 16
 LAYOUTS = {queue.name.lower(): COMMANDS[Opcode[queue.name]] for queue in Queue}
 """Layout of each queue's command, by the queue's name, in the order of `emu.isa.Queue`."""
 
@@ -26,7 +27,7 @@ class SignalMerge(wiring.Component):
         super().__init__(
             {
                 **{f"i_{name}": In(stream.Signature(QueueSignal)) for name in LAYOUTS},
-                "signal": Out(stream.Signature(5)),
+                "signal": Out(stream.Signature(SEM_BITS)),
                 "remote_signal": Out(stream.Signature(SignalOp)),
                 "settled": Out(1),
             }
@@ -74,6 +75,7 @@ class Sequencer(wiring.Component):
     remote_signal: All others.
     done: END has passed: everything is complete. Stays up.
     error: Sticky: unknown opcode, or a stream without END.
+    step: Steps of the program that have begun: marked SYNCs that have passed.
     busy: Per queue, whether it holds a command or its engine works on one.
     """
 
@@ -84,9 +86,9 @@ class Sequencer(wiring.Component):
             "request": Out(stream.Signature(HbmRequest)),
             "command_word": In(stream.Signature(CommandWord)),
             "layer_command": Out(stream.Signature(LayerCommand)),
-            "signal": Out(stream.Signature(5)),
+            "signal": Out(stream.Signature(SEM_BITS)),
             "remote_signal": Out(stream.Signature(SignalOp)),
-            "done": Out(1), "error": Out(1), "busy": Out(len(LAYOUTS)),
+            "done": Out(1), "error": Out(1), "busy": Out(len(LAYOUTS)), "step": Out(STEP_BITS),
         }
         for name, layout in LAYOUTS.items():
             members |= {
@@ -123,6 +125,7 @@ class Sequencer(wiring.Component):
             dispatch.idle.eq(Cat(queue.idle for queue in queues)),
             self.busy.eq(~dispatch.idle),
         ]
+        m.d.sync += self.step.eq(self.step + Cat(queue.mark for queue in queues).any())
         was_done = Signal()
         m.d.sync += was_done.eq(self.done)
         count(m, "commands", dispatch.dispatched | (self.done & ~was_done))

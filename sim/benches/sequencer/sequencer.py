@@ -46,7 +46,7 @@ def random_program(rng, length: int) -> list[tuple[Opcode, dict[str, int]]]:
         for i in range(isa.WAITS):
             if rng.random() < 0.4:
                 fields[f"wait{i}_sem"] = int(rng.integers(32))
-                fields[f"wait{i}_count"] = int(rng.integers(1, 1 << 16))
+                fields[f"wait{i}_count"] = int(rng.integers(1, 1 << isa.WAIT_BITS))
         queue = isa.QUEUE_OF.get(opcode, fields.get("queue"))
         for i in range(isa.SIGNALS):
             if queue is not None and rng.random() < 0.5:
