@@ -84,6 +84,9 @@ class Core(Section):
 class Scratchpad(Section):
     kib: int = Field(256, description="KiB of local SRAM per tile")
     banks: int = Field(8, description="single-port banks interleaved by word")
+    resident: bool = Field(
+        True, description="activations stay on the chip between layers where they fit"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Scratchpad":

@@ -66,7 +66,9 @@ def hardware_key(config: Config) -> Config:
         update={"policy": "demand", "threshold": 0, "depth": 1}
     )
     mesh = config.mesh.model_copy(update={"multicast": True})
+    scratchpad = config.scratchpad.model_copy(update={"resident": True})
     return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
+                                     "scratchpad": scratchpad,
                                      "clock": type(config.clock)()})
 
 

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emu.compiler.mapping import Rect, encode_rect, rect_tiles, single
-from emu.compiler.stream import BARRIER, START, Signal, Step, Stream, Tile, Wait, arrival
+from emu.compiler.stream import (
+    BARRIER,
+    EDGE_BARRIER,
+    START,
+    Signal,
+    Step,
+    Stream,
+    Tile,
+    Wait,
+    arrival,
+)
 from emu.compiler.tile_step import TileStep
 from emu.compiler.vector_step import TileVectorStep, VectorStep
 from emu.config import BLOCK_TILES, BLOCKS, LAYERS, Config
@@ -40,6 +50,7 @@ class Emitter:
     def __init__(self, config: Config, steps: Sequence[Step | VectorStep]):
         self.config, self.steps = config, steps
         self.convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
+        self.has_edges = any(step.landings for step in self.convs.values())
         self.order = {index: rank for rank, index in enumerate(self.convs)}
         self.streams: dict[Tile, Stream] = {
             (x, y): Stream() for y in range(config.mesh.rows) for x in range(config.mesh.cols)
@@ -230,7 +241,11 @@ class Emitter:
         return index == len(self.steps) - 1
 
     def barrier_signal(self, index: int) -> list[Signal]:
-        return [] if self.is_last(index) else [(BARRIER + index % 2, self.everyone)]
+        """What a tile sends when its part of a step is over: to load and to compute queues."""
+        if self.is_last(index):
+            return []
+        barriers = (BARRIER, EDGE_BARRIER) if self.has_edges else (BARRIER,)
+        return [(barrier + index % 2, self.everyone) for barrier in barriers]
 
     def _barrier(self, index: int) -> None:
         before = self.steps[index - 1]
@@ -239,12 +254,15 @@ class Emitter:
         for tile in sorted(self.busy):
             wait = (BARRIER + (index - 1) % 2, count)
             self.streams[tile].add(Opcode.SYNC, [wait], queue=Queue.LOAD, mark=1)
+            if self.has_edges:
+                edge_wait = (EDGE_BARRIER + (index - 1) % 2, count)
+                self.streams[tile].add(Opcode.SYNC, [edge_wait], queue=Queue.COMPUTE)
 
     def _receive_only(self, index: int, step: Step, tile: Tile, p: int) -> None:
         """Consume the arrivals of a multicast whose rectangle holds this idle tile."""
         work = step.work[p, step.leader_of_inputs(p)]
         waits = [
-            (arrival(step.plan, item, k), piece.words)
+            (arrival(step, item, k), piece.words)
             for item in work.items for k, piece in enumerate(item.pieces)
         ]
         stream = self.streams[tile]

@@ -36,22 +36,24 @@ class _Bounds:
     pixels: int
     chunk_limit: int
     params: int
-
-    @property
-    def words(self) -> int:
-        return self.config.scratchpad.words
+    words: int                # of the scratchpad
+    resident: bool            # its inputs lie in an area of their own already
+    added: bool               # and so does what is added to its outputs
 
     @property
     def out_slots(self) -> int:
         """A residual lies in its output's slot before it is overwritten: it needs time to come."""
-        return 4 if self.shape.has_residual else 2
+        return 4 if self.shape.has_residual and not self.added else 2
 
     @property
     def blocks(self) -> int:
         return -(-self.tiles // BLOCK_TILES) + 1
 
 
-def _bounds(config: Config, shape: Geometry, split: Split, groups: range) -> _Bounds:
+def _bounds(
+    config: Config, shape: Geometry, split: Split, groups: range, words: int, resident: bool,
+    added: bool,
+) -> _Bounds:
     ranges = [part(len(groups), split.channel_parts, c) for c in range(split.channel_parts)]
     ranges = [(groups.start + a, groups.start + b) for a, b in ranges if a < b]
     needs = [shape.range_needs(a, b) for a, b in ranges]
@@ -64,18 +66,24 @@ def _bounds(config: Config, shape: Geometry, split: Split, groups: range) -> _Bo
         group_tiles=max(shape.passes(g) for g in groups),
         pixels=max(b - a for a, b in pixel_ranges),
         chunk_limit=min(config.core.accumulator_rows, max(16, config.scratchpad.words // 8)),
-        params=8 * out_groups + shape.table_words,
+        params=8 * out_groups + shape.table_words, words=words, resident=resident, added=added,
     )
 
 
 def plan_step(
-    config: Config, shape: Geometry, split: Split, groups: range, frames: int | None = None
+    config: Config, shape: Geometry, split: Split, groups: range, frames: int | None = None, *,
+    words: int | None = None, resident: bool = False, added: bool = False,
 ) -> Plan | None:
     """The plan with the fewest bands that leaves enough frames, or None if nothing fits.
 
-    ``frames`` fixes the number of frames (all steps of a program share one frame area).
+    Parameters
+    ----------
+    frames: Fixes the number of frames (all steps of a program share one frame area).
+    words: Of the scratchpad, if others hold the rest.
+    resident, added: The inputs, the residual lie in areas outside of ``words``, whole.
     """
-    bounds = _bounds(config, shape, split, groups)
+    bounds = _bounds(config, shape, split, groups, words or config.scratchpad.words, resident,
+                     added)
     if bounds.params > bounds.words // 4:
         return None
     smallest = min(part_size(shape, split))
@@ -87,10 +95,12 @@ def plan_step(
         enough = max(2, min(enough, bounds.blocks))
         if frames is not None and frames < enough:
             continue
-        for bands in _counts(min(smallest, 4096)):
+        for bands in (1,) if resident else _counts(min(smallest, 4096)):
             plan = _try_bands(bounds, bands, enough, frames)
             if plan:
                 return plan
+    if resident:
+        return None
     for bands in _counts(min(smallest, 4096)):
         plan = _try_parts(bounds, bands, frames)
         if plan:
@@ -136,7 +146,7 @@ def _try_bands(
     slots = 1 if bands == 1 else 2
     parts = _all_bands(bounds, bands, "")
     plane = max(sum(r.words for r in regions) for each in parts for regions in each)
-    slot_words = bounds.in_groups * plane
+    slot_words = 0 if bounds.resident else bounds.in_groups * plane
     if slots * slot_words + bounds.params + enough * BLOCK_WORDS > bounds.words:
         return None
     most, count = _band_chunks(bounds, parts, bands == 1, tail)

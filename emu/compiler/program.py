@@ -18,14 +18,12 @@ A program is one image of global HBM, words of 16 bytes, and nothing else:
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emu.compiler.emit import Emitter
-from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry, geometry_of
 from emu.compiler.images import (
     Bytes,
@@ -36,8 +34,18 @@ from emu.compiler.images import (
     to_channels,
     weight_tiles,
 )
-from emu.compiler.mapping import choose
+from emu.compiler.mapping import single
 from emu.compiler.placement import near_channels
+from emu.compiler.plan_layer import plan_layer
+from emu.compiler.residency import (
+    Choice,
+    Edge,
+    Landing,
+    Need,
+    input_landings,
+    plan_resident,
+    residual_landing,
+)
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
 from emu.compiler.schedule import schedule
 from emu.compiler.space_to_depth import block_of, over_blocks
@@ -227,17 +235,17 @@ def compile_network(
         raise UserError("the network has no layers")
     macs = {layer.name: _macs(layer) for layer in layers if isinstance(layer, ConvLayer)}
     layers, blocks = _fill_lanes(layers)
-    plans = _plan(config, [layer for layer in layers if isinstance(layer, ConvLayer)])
-    memory = Memory(config)
-    memory.allocate(config.mesh.tiles, "the directory")
-    tensors = _tensors(memory, layers, blocks)
-    steps = _steps(memory, layers, plans, tensors)
-    streams = Emitter(config, steps).emit()
-    _place_streams(memory, config, streams)
     produced = {layer.target.name for layer in layers}
     wanted = produced - {source.name for layer in layers for source in layer.sources}
     if isinstance(network, Network):
         wanted = {tensor.layer_name for tensor in network.outputs}
+    choices = _plan(config, layers)
+    memory = Memory(config)
+    memory.allocate(config.mesh.tiles, "the directory")
+    tensors = _tensors(memory, layers, blocks, _in_hbm(layers, choices, wanted))
+    steps = _steps(memory, layers, choices, tensors)
+    streams = Emitter(config, steps).emit()
+    _place_streams(memory, config, streams)
     program = Program(
         config=config, streams=streams, words=memory.build(), tensors=tensors,
         input_names=tuple(t for t in tensors if t not in produced),
@@ -269,27 +277,65 @@ def _macs(layer: ConvLayer) -> int:
     return batch * height * width * outputs * group_inputs * kh * kw
 
 
-def _plan(config: Config, layers: list[ConvLayer]) -> list[list[Plan]]:
-    """The plans of every layer's steps; all share one frame area."""
-    shapes = [geometry_of(layer) for layer in layers]
-    first = [_plan_layer(config, shape, None) for shape in shapes]
-    frames = min((plan.frames for plans in first for plan in plans), default=0)
-    if any(plan.frames != frames for plans in first for plan in plans):
-        first = [_plan_layer(config, shape, frames) for shape in shapes]
-    return first
+def _plan(config: Config, layers: list[Layer]) -> dict[int, Choice]:
+    """The plans of every layer with weights; all share one frame area."""
+    shapes = {k: geometry_of(each) for k, each in enumerate(layers) if isinstance(each, ConvLayer)}
+    if config.scratchpad.resident:
+        found = plan_resident(config, _needs(layers, shapes))
+        if found:
+            return found
+    first = {k: plan_layer(config, shape, None) for k, shape in shapes.items()}
+    frames = min((plan.frames for plans in first.values() for plan in plans), default=0)
+    if any(plan.frames != frames for plans in first.values() for plan in plans):
+        first = {k: plan_layer(config, shape, frames) for k, shape in shapes.items()}
+    return {k: Choice(plans) for k, plans in first.items()}
+
+
+def _needs(layers: list[Layer], shapes: Mapping[int, Geometry]) -> list[Need]:
+    """Which layers with weights read what others of them produce, no vector layer in between."""
+    producer: dict[str, int] = {}
+    needs = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, ConvLayer):
+            producer.clear()  # its slots may lie anywhere
+            continue
+        added = layer.residual.source.name if layer.residual else ""
+        needs.append(Need(index, shapes[index], producer.get(layer.input_name),
+                          producer.get(added)))
+        producer[layer.target.name] = index
+    return needs
+
+
+def _in_hbm(layers: list[Layer], choices: Mapping[int, Choice], outputs: set[str]) -> set[str]:
+    """Tensors that lie in HBM: inputs, outputs, and what some layer reads from there."""
+    found = outputs | {each.name for layer in layers for each in layer.sources}
+    for layer in layers:
+        found.discard(layer.target.name)
+    for index, layer in enumerate(layers):
+        choice = choices.get(index)
+        for position, source in enumerate(layer.sources):
+            edge = (choice.residual if position else choice.source) if choice else None
+            if edge is None:
+                found.add(source.name)
+    return found | outputs
 
 
 def _steps(
-    memory: Memory, layers: list[Layer], plans: list[list[Plan]], tensors: dict[str, Tensor]
+    memory: Memory, layers: list[Layer], choices: Mapping[int, Choice], tensors: dict[str, Tensor]
 ) -> list[Step | VectorStep]:
     """Every layer's steps in order, with weights, parameters and tables laid out."""
-    config, rest = memory.config, iter(plans)
+    config = memory.config
     steps: list[Step | VectorStep] = []
-    limit = min((plan.frames_base for each in plans for plan in each),
+    by_layer: dict[int, list[Step]] = {}
+    limit = min((plan.frames_base for each in choices.values() for plan in each.plans),
                 default=config.scratchpad.words)
-    for layer in layers:
+    for index, layer in enumerate(layers):
         if isinstance(layer, ConvLayer):
-            steps += [_place(memory, layer, plan, tensors) for plan in next(rest)]
+            choice = choices[index]
+            by_layer[index] = [
+                _place(memory, layer, plan, tensors, choice) for plan in choice.plans
+            ]
+            steps += by_layer[index]
         elif isinstance(layer, VectorLayer):
             words, base = constants_of(layer), 0
             if len(words):
@@ -298,40 +344,27 @@ def _steps(
             steps.append(plan_vector(config, layer, tensors, limit, base))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
+    for index, choice in choices.items():
+        for step in by_layer[index]:
+            step.landings = [(edge, _landings(by_layer[edge.reader][0], edge))
+                             for edge in choice.filled]
     return steps
 
 
-def _plan_layer(config: Config, shape: Geometry, frames: int | None) -> list[Plan]:
-    """One plan, or several over ranges of the output groups if one does not fit."""
-    count = 1
-    while count <= shape.out_groups:
-        edges = [shape.out_groups * k // count for k in range(count + 1)]
-        plans = []
-        for a, b in pairwise(edges):
-            plan = _plan_groups(config, shape, range(a, b), frames)
-            if plan is None:
-                break
-            plans.append(plan)
-        if len(plans) == count:
-            return plans
-        count = shape.out_groups if count < shape.out_groups < 2 * count else 2 * count
-    least = shape.taps + 2 * 256 + 8 + 2
-    raise UserError(
-        f"layer {shape.name}: does not fit the scratchpad of {config.scratchpad.words} words: one "
-        f"output pixel needs at least {least} words with two parameter frames: raise scratchpad.kib"
-    )
-
-
-def _plan_groups(config: Config, shape: Geometry, groups: range, frames: int | None):
-    """The best split that fits. A split that needs weights again and again costs HBM time that the
-    estimate does not know, so one that keeps its inputs whole is preferred among the first few."""
-    fallback = None
-    for split in choose(config, shape, groups):
-        plan = plan_step(config, shape, split, groups, frames)
-        if plan and (plan.mode in ("keep", "batch") or plan.bands == 1):
-            return plan
-        fallback = fallback or plan
-    return fallback
+def _landings(reader: Step, edge: Edge) -> list[Landing]:
+    """Where every word of ``edge`` goes in the tiles of the step that reads it."""
+    plan = reader.plan
+    if edge.is_residual:
+        return [residual_landing(plan, p, c) for p, c in reader.work]
+    if plan.share_inputs:
+        items = [(plan.split.activation_rect(p), reader.work[p, reader.leader_of_inputs(p)])
+                 for p in range(plan.split.pixel_parts)]
+    else:
+        items = [(single(*plan.split.tile(p, c)), work) for (p, c), work in reader.work.items()]
+    return [
+        landing for rect, work in items
+        for landing in input_landings(plan.shape, rect, work.items[0])
+    ]
 
 
 Blocks = dict[str, tuple[tuple[int, int], tuple[int, int]]]
@@ -354,7 +387,10 @@ def _fill_lanes(layers: list[Layer]) -> tuple[list[Layer], Blocks]:
     return found, blocks
 
 
-def _tensors(memory: Memory, layers: list[Layer], blocks: Blocks) -> dict[str, Tensor]:
+def _tensors(
+    memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str]
+) -> dict[str, Tensor]:
+    """The tensors of all layers, those ``in_hbm`` with an address."""
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         for end in (*layer.sources, layer.target):
@@ -362,18 +398,22 @@ def _tensors(memory: Memory, layers: list[Layer], blocks: Blocks) -> dict[str, T
             if known is None:
                 block = blocks.get(end.name, ((1, 1), (0, 0)))
                 tensor = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
-                base = memory.allocate(tensor.words, f"tensor {end.name}", 64)
+                base = -1
+                if end.name in in_hbm:
+                    base = memory.allocate(tensor.words, f"tensor {end.name}", 64)
                 tensors[end.name] = replace(tensor, base=base)
             elif known.shape != tuple(end.shape) or known.is_signed != end.is_signed:
                 raise UserError(
                     f"layer {layer.name}: tensor {end.name} is {known.shape}, {end.shape} expected"
                 )
-    return tensors
+    return {name: tensor for name, tensor in tensors.items() if name in in_hbm}
 
 
-def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tensor]) -> Step:
+def _place(
+    memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tensor], choice: Choice
+) -> Step:
     """Lay out parameters and weight blocks of one step and schedule its tiles."""
-    cuts = input_cuts(plan)
+    cuts = () if choice.source else input_cuts(plan)
     active = [
         c for c in range(plan.split.channel_parts)
         if plan.channel_range(c)[0] < plan.channel_range(c)[1]
@@ -398,9 +438,12 @@ def _place(memory: Memory, layer: ConvLayer, plan: Plan, tensors: dict[str, Tens
         for p in range(plan.split.pixel_parts) for c in active
     }
     return Step(
-        layer=layer, plan=plan, source=tensors[layer.input_name], target=tensors[layer.target.name],
-        weights=weights, work=work, weight_base=bases, block_stride=stride,
-        params=params, residual=tensors[layer.residual.source.name] if layer.residual else None,
+        layer=layer, plan=plan, target=tensors.get(layer.target.name), weights=weights, work=work,
+        source=None if choice.source else tensors[layer.input_name],
+        weight_base=bases, block_stride=stride, params=params,
+        residual=tensors[layer.residual.source.name] if layer.residual and not choice.residual
+        else None,
+        source_edge=choice.source, residual_edge=choice.residual,
     )
 
 

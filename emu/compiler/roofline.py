@@ -53,8 +53,8 @@ def _input_words(step: Step) -> int:
     return int(np.count_nonzero(seen))
 
 
-def _residual_words(step: Step, work: Work) -> int:
-    return sum(op.drained_words for op in work.ops if op.last) if step.residual else 0
+def _residual_words(work: Work) -> int:
+    return sum(op.drained_words for op in work.ops if op.last)
 
 
 def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
@@ -70,14 +70,14 @@ def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
         words = sum(piece.words for item in work.items for piece in item.pieces)
         tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
         words += work.generations * tiles * shape.tile_words + 8 * (last - first)
-        words += shape.table_words + _residual_words(step, work)
+        words += shape.table_words + _residual_words(work) * shape.has_residual
         compute, inbound = max(compute, passes), max(inbound, words)
     tiles = sum(shape.passes(g) for g in plan.groups)
     constants = tiles * shape.tile_words + 8 * len(plan.groups) + shape.table_words
-    reads = {step.source.name: _input_words(step)}
+    reads = {step.source.name: _input_words(step)} if step.source else {}
     if step.residual:
         reads[step.residual.name] = len(plan.groups) * shape.pixels
-    write = len(plan.groups) * shape.pixels
+    write = len(plan.groups) * shape.pixels if step.target else 0
     share = len(plan.groups) / shape.out_groups
     return Roofline(
         name=shape.name, compute=compute, inbound=inbound, reads=reads,
@@ -92,9 +92,9 @@ def planned_read_words(config: Config, step: Step) -> int:
     plan = step.plan
     total = 0
     for (p, c), work in step.work.items():
-        if not plan.share_inputs or c == step.leader_of_inputs(p):
+        if step.source and (not plan.share_inputs or c == step.leader_of_inputs(p)):
             total += sum(piece.words for item in work.items for piece in item.pieces)
-        total += _residual_words(step, work)
+        total += _residual_words(work) if step.residual else 0
         first, last = plan.channel_range(c)
         leads = p == step.leader_of_weights(c)
         if leads or not config.mesh.multicast:

@@ -7,6 +7,7 @@ awaited in one queue only: two queues would take arrivals from one another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from emu.compiler.images import Tensor
 from emu.compiler.mapping import Rect, encode_rect
@@ -19,8 +20,13 @@ from emu.network.layers import ConvLayer
 IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
 PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
 RESIDUAL = 24                 # + output slot
+EDGE_BARRIER = 32             # + parity of the step, awaited by the compute queue
+FIRST_EDGE, EDGES = 34, 30    # resident edges (`emu.compiler.residency`) share these
 VECTOR_IN = 28                # + input slot
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
+
+if TYPE_CHECKING:
+    from emu.compiler.residency import Edge, Landing
 
 Tile = tuple[int, int]
 Wait = tuple[int, int]
@@ -33,14 +39,17 @@ class Step:
 
     layer: ConvLayer
     plan: Plan
-    source: Tensor
-    target: Tensor
+    source: Tensor | None     # None: on the chip, in the area of `source_edge`
+    target: Tensor | None     # None: nobody reads it from HBM
     weights: dict[int, Weights]
     work: dict[tuple[int, int], Work]
     weight_base: dict[int, int]
     block_stride: int
     params: dict[int, int]
     residual: Tensor | None = None
+    source_edge: "Edge | None" = None
+    residual_edge: "Edge | None" = None
+    landings: "list[tuple[Edge, list[Landing]]]" = field(default_factory=list)
 
     def leader_of_weights(self, c: int) -> int:
         return c % self.plan.split.pixel_parts
@@ -87,6 +96,8 @@ def _halves(count: int) -> list[int]:
     return [count] if count < 1 << WAIT_BITS else [count // 2, count - count // 2]
 
 
-def arrival(plan: Plan, item: Item, piece: int) -> int:
+def arrival(step: Step, item: Item, piece: int) -> int:
     """Semaphore that counts the words of an item's piece."""
-    return PIECES * (item.number % plan.slots) + piece
+    if step.source_edge:
+        return step.source_edge.sem + piece
+    return PIECES * (item.number % step.plan.slots) + piece

@@ -7,7 +7,8 @@ import numpy as np
 
 from emu.compiler.geometry import RESIDUAL_WORDS
 from emu.compiler.images import Tensor
-from emu.compiler.mapping import encode_rect, single
+from emu.compiler.mapping import encode_rect, part, single
+from emu.compiler.residency import Edge, Landing
 from emu.compiler.schedule import Item, Op
 from emu.compiler.stream import (
     IN_FREE,
@@ -86,7 +87,9 @@ class TileStep:
 
     def _load_order(self) -> list[tuple[int, int, int]]:
         """(first op before which it may be emitted, item, piece)."""
-        order = []
+        order: list[tuple[int, int, int]] = []
+        if self.step.source_edge:
+            return order
         for item in self.work.items:
             gate = 0
             if item.number:
@@ -132,10 +135,11 @@ class TileStep:
             move["scratchpad"] += (
                 plan.inputs + slot * plan.slot_words + (low - item.inputs[0]) * plan.plane
             )
+            assert self.step.source is not None
             move["far"] += self.step.source.base + low * plan.shape.in_plane
             self.stream.add(
                 Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(self.input_rect),
-                sem_valid=1, sem=arrival(plan, item, index), **move,
+                sem_valid=1, sem=arrival(self.step, item, index), **move,
             )
             waits = []
 
@@ -207,11 +211,14 @@ class TileStep:
         for k in op.needs:
             if (op.item, k) not in self.waited:
                 self.waited.add((op.item, k))
-                waits.append((arrival(self.plan, item, k), item.pieces[k].words))
+                waits.append((arrival(self.step, item, k), item.pieces[k].words))
         if op.last:
             if not self.waited_params:
                 self.waited_params = 1
                 waits.append((PARAMS, self._param_words()))
+            edge = self.step.residual_edge
+            if edge and self.drains == 0:
+                waits.append((edge.sem, sum(each.drained_words for each in self.draining)))
             if self.step.residual:
                 waits.append((RESIDUAL + self.drains % self.plan.out_slots, op.drained_words))
             elif self.drains >= self.plan.out_slots:
@@ -283,9 +290,15 @@ class TileStep:
         if residual:
             first_addend = residual.source if residual.source_first else None
             is_signed = first_addend.is_signed if first_addend else bool(layer.y_signed)
+            place = fields["out"], fields["out_group"]
+            edge = self.step.residual_edge
+            if edge:
+                start = part(self.plan.shape.pixels, self.plan.split.pixel_parts, self.p)[0]
+                row = op.segment.groups[0] - first
+                place = edge.base + row * edge.plane + op.pixels[0] - start, edge.plane
             fields |= {
-                "residual_valid": 1, "residual": fields["out"],
-                "residual_group": fields["out_group"], "residual_table": tables,
+                "residual_valid": 1, "residual": place[0],
+                "residual_group": place[1], "residual_table": tables,
                 "residual_scale": int(np.float32(residual.scale).view(np.uint32)),
                 "residual_low": residual.clip_low, "residual_high": residual.clip_high,
                 "residual_signed": int(is_signed),
@@ -314,8 +327,35 @@ class TileStep:
             signals.append((freed, single(*self.tile)))
         if self.drains == self.total_drains - 1:
             signals += self.emitter.barrier_signal(self.index)
-        self.stream.add(
-            Opcode.STORE, [(OUT_READY, 1)], signals, queue=Queue.STORE,
-            scratchpad=self._out_slot(self.drains), **self._move_out(self.step.target, op),
-        )
+        slot = self._out_slot(self.drains)
+        moves = [move for edge, landings in self.step.landings
+                 for move in self._deliveries(op, slot, edge, landings)]
+        if self.step.target:
+            moves.append({"scratchpad": slot, **self._move_out(self.step.target, op)})
+        if not moves:  # pixels that no reader needs, by its stride
+            self.stream.add(Opcode.SYNC, [(OUT_READY, 1)], signals, queue=Queue.STORE)
+        for number, move in enumerate(moves):
+            self.stream.add(
+                Opcode.STORE, [(OUT_READY, 1)] if number == 0 else [],
+                signals if number == len(moves) - 1 else [], queue=Queue.STORE, **move,
+            )
         self.drains += 1
+
+    @staticmethod
+    def _deliveries(op: Op, slot: int, edge: Edge, landings: list[Landing]):
+        """Moves of a drained op's words to the tiles that read them."""
+        (a, b), (g0, g1) = op.pixels, op.segment.groups
+        for to in landings:
+            first, end = max(a, to.start), min(b, to.end)
+            low, high = max(g0, to.groups[0]), min(g1, to.groups[1])
+            if first >= end or low >= high:
+                continue
+            far = edge.base + (low - to.low) * edge.plane + to.offset + first - to.start
+            yield {
+                "scratchpad": slot + (low - g0) * (b - a) + first - a, "far": far,
+                "run": end - first, "count0": high - low, "count1": 1, "count2": 1,
+                "s_stride0": b - a if high - low > 1 else 0,
+                "f_stride0": edge.plane if high - low > 1 else 0,
+                "rect": encode_rect(to.rect), "to_tiles": 1, "sem_valid": 1,
+                "sem": edge.sem + to.piece,
+            }

@@ -141,7 +141,9 @@ def test_shared_blocks_are_prefetched_only_from_one_step_to_the_next():
     third = make_layer(
         rng, c=96, m=64, h=8, w=12, k=(5, 3), pads=(1, 1, 0, 0), x_zero=second.y_zero,
         source="t2", target="t3")
-    program = compile_network([first, second, third], load_config("base"))
+    program = compile_network(
+        [first, second, third], load_config("base", ["scratchpad.resident=false"])
+    )
     assert [plan.split()[0] for plan in program.plans] == ["4x4", "2x8", "4x4"]
     for stream in program.streams.values():
         found = [fields for opcode, fields in map(decode, stream) if opcode == Opcode.LAYER]

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations that stay in the scratchpads between layers.
+
+An *edge* leads a tensor from the layer that produces it to one that reads it. A resident edge owns
+an area of every scratchpad, at one address, from its producer's first store to the end of its
+reader's last COMPUTE; the producer's tiles store each drained word to all tiles whose part of the
+reader needs it. All other edges lead through HBM. Which are resident is decided here: all that fit
+beside the temporaries (parameters, output slots, inputs from HBM) of every layer; if they do not
+fit, the largest that is alive at the worst layer goes to HBM, until they do.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from emu.compiler.fit import plan_step
+from emu.compiler.geometry import Geometry
+from emu.compiler.mapping import Cost, Rect, Split, choose, cost, part, single
+from emu.compiler.plan_layer import plan_layer
+from emu.compiler.schedule import Item
+from emu.compiler.stream import EDGES, FIRST_EDGE
+from emu.compiler.tiling import PIECES, Plan
+from emu.config import BLOCK_WORDS, Config
+from emu.errors import UserError
+
+FRAMES = (32, 24, 16, 12, 8)
+"""Frames to try: as many as leave room for all edges, and no fewer than the last."""
+SLACK = 1.03
+"""A layer keeps its predecessor's split if that costs less than this much more time: weights are
+then prefetched across the layers, and words travel less."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A layer with weights as this module sees it; ``index`` counts all layers of the program.
+
+    source, residual: Index of the layer that produces what it reads, or None: not on the chip.
+    """
+
+    index: int
+    shape: Geometry
+    source: int | None
+    residual: int | None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An area of every scratchpad, filled by layer ``producer`` and read by layer ``reader``.
+
+    plane: Words of one group. sem: First of `pieces` semaphores that count arriving words.
+    """
+
+    producer: int
+    reader: int
+    is_residual: bool
+    plane: int
+    words: int
+    pieces: int
+    base: int = 0
+    sem: int = 0
+
+
+@dataclass
+class Choice:
+    """A layer's plans, the resident edges that it reads and those that it fills."""
+
+    plans: list[Plan]
+    source: Edge | None = None
+    residual: Edge | None = None
+    filled: list[Edge] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Words ``start .. end - 1`` of planes ``groups`` go to ``offset`` of the edge's planes, the
+    first of which is that of group ``low``."""
+
+    rect: Rect
+    low: int
+    groups: tuple[int, int]
+    start: int
+    end: int
+    offset: int
+    piece: int
+
+
+def input_landings(shape: Geometry, rect: Rect, item: Item) -> list[Landing]:
+    """Where the words of a resident input go in the tiles of ``rect``, whose item it is."""
+    found = []
+    for number, piece in enumerate(item.pieces):
+        for region, offset, begin, end in piece.stretches:
+            start = region.image * shape.image_words + region.y0 * shape.row_words + region.x0
+            if region.rows == 1:
+                runs = [(start + begin, end - begin, offset + begin)]
+            elif region.cols == shape.row_words:
+                words = region.cols
+                runs = [(start + begin * words, (end - begin) * words, offset + begin * words)]
+            else:
+                runs = [(start + row * shape.row_words, region.cols, offset + row * region.cols)
+                        for row in range(begin, end)]
+            found += [
+                Landing(rect, item.inputs[0], piece.inputs, first, first + count, to, number)
+                for first, count, to in runs
+            ]
+    return found
+
+
+def residual_landing(plan: Plan, p: int, c: int) -> Landing:
+    """Where the words go that tile (p, c) adds to its own outputs."""
+    first, last = part(plan.shape.pixels, plan.split.pixel_parts, p)
+    groups = plan.channel_range(c)
+    return Landing(single(*plan.split.tile(p, c)), groups[0], groups, first, last, 0, 0)
+
+
+def plan_resident(config: Config, needs: Sequence[Need]) -> dict[int, Choice] | None:
+    """Choices by layer index, with as many resident edges as fit; None if none does."""
+    wanted = {
+        (producer, need.index, kind)
+        for need in needs
+        for producer, kind in ((need.source, False), (need.residual, True))
+        if producer is not None
+    }
+    for frames in FRAMES:
+        found = _attempt(config, needs, set(wanted), frames, evict=frames == FRAMES[-1])
+        if found:
+            return found if any(choice.filled for choice in found.values()) else None
+    return None
+
+
+def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choice] | None:
+    """Choices with exactly the edges ``wanted``, or with fewer if ``evict``."""
+    limit = config.scratchpad.words - frames * BLOCK_WORDS
+    while wanted:
+        splits = _splits(config, needs, wanted, frames)
+        edges = _edges(config, needs, wanted, splits)
+        choices, full = _temporaries(config, needs, edges, splits, frames)
+        if full is None:
+            placed, full = _place(needs, edges, choices, limit)
+            if full is None:
+                return _joined(choices, placed)
+        if not evict:
+            return None
+        alive = [e for e in edges if e.producer <= full <= e.reader]
+        if not alive:
+            return None
+        worst = max(alive, key=lambda e: (e.words * (e.reader - e.producer), e.reader))
+        wanted.discard((worst.producer, worst.reader, worst.is_residual))
+    return None
+
+
+def _splits(config, needs, wanted, frames: int) -> dict[int, list[Split]]:
+    """Per layer its splits, best first."""
+    found: dict[int, list[Split]] = {}
+    before: Split | None = None
+    for need in needs:
+        groups = range(need.shape.out_groups)
+        splits = choose(config, need.shape, groups)
+        is_resident = (need.source, need.index, False) in wanted
+        if is_resident:
+            splits = [s for s in splits if _area(need.shape, s)[1] < config.scratchpad.words // 2]
+            splits.sort(key=lambda split: _on_chip_key(cost(config, need.shape, groups, split)))
+            if before in splits:
+                best = cost(config, need.shape, groups, splits[0])
+                same = cost(config, need.shape, groups, before)
+                if _on_chip_key(same)[0] <= SLACK * _on_chip_key(best)[0]:
+                    splits = [before, *splits]
+        found[need.index] = splits
+        before = splits[0] if splits else None
+    return found
+
+
+def _on_chip_key(cost: Cost) -> tuple[float, float]:
+    """HBM carries only weights: it is seldom the bound, and the estimate counts inputs in it."""
+    return max(cost.compute, cost.inbound), cost.inbound
+
+
+def _area(shape: Geometry, split: Split) -> tuple[int, int]:
+    """(words of one input group, of all) of the worst tile."""
+    plane = 0
+    for p in range(split.pixel_parts):
+        first, last = part(shape.pixels, split.pixel_parts, p)
+        plane = max(plane, sum(region.words for region in shape.regions(first, last)))
+    most = 0
+    for c in range(split.channel_parts):
+        first, last = part(shape.out_groups, split.channel_parts, c)
+        if first < last:
+            low, high = shape.range_needs(first, last)
+            most = max(most, high - low)
+    return plane, plane * most
+
+
+def _edges(config, needs, wanted, splits) -> list[Edge]:
+    found = []
+    for need in needs:
+        if not splits[need.index]:
+            continue
+        split, shape = splits[need.index][0], need.shape
+        if (need.source, need.index, False) in wanted:
+            plane, words = _area(shape, split)
+            found.append(Edge(need.source, need.index, False, plane, words, PIECES))
+        if (need.residual, need.index, True) in wanted:
+            plane = -(-shape.pixels // split.pixel_parts)
+            groups = -(-shape.out_groups // split.channel_parts)
+            found.append(Edge(need.residual, need.index, True, plane, plane * groups, 1))
+    return found
+
+
+def _temporaries(config, needs, edges, splits, frames):
+    """(choices without addresses, None), or (what there is, the layer that has no room)."""
+    choices: dict[int, Choice] = {}
+    for need in needs:
+        own = {e.is_residual: e for e in edges if e.reader == need.index}
+        alive = sum(e.words for e in edges if e.producer <= need.index <= e.reader)
+        words = config.scratchpad.words - alive
+        try:
+            if own:
+                groups = range(need.shape.out_groups)
+                plan = plan_step(config, need.shape, splits[need.index][0], groups, frames,
+                                 words=words, resident=False in own, added=True in own)
+                plans = [plan] if plan else []
+            else:
+                plans = plan_layer(config, need.shape, frames, words)
+        except UserError:
+            plans = []
+        if not plans:
+            return choices, need.index
+        choices[need.index] = Choice(plans, own.get(False), own.get(True))
+    return choices, None
+
+
+def _place(needs, edges, choices, limit: int):
+    """Addresses of edges and temporaries by size, each as low as it can be; or who has no room."""
+    areas: list[tuple[int, int, int, Edge | int]] = [
+        (e.words, e.producer, e.reader, e) for e in edges
+    ]
+    areas += [(max(map(_own_words, choices[need.index].plans)), need.index, need.index, need.index)
+              for need in needs]
+    areas.sort(key=lambda area: (-area[0], area[1], area[2]))
+    placed: list[tuple[int, int, int, int]] = []
+    bases: dict[Edge | int, int] = {}
+    for words, first, last, what in areas:
+        base = 0
+        for low, high, a, b in sorted(placed):
+            if a <= last and first <= b and low < base + words:
+                base = max(base, high)
+        if base + words > limit:
+            return None, first if isinstance(what, int) else last
+        placed.append((base, base + words, first, last))
+        bases[what] = base
+    return bases, None
+
+
+def _own_words(plan: Plan) -> int:
+    """Parameters, input slots that are not an edge's, output slots."""
+    return plan.outputs + plan.out_slots * plan.out_slot_words - plan.params
+
+
+def _joined(choices: dict[int, Choice], bases) -> dict[int, Choice] | None:
+    edges = sorted((e for e in bases if isinstance(e, Edge)), key=lambda e: (e.producer, e.reader))
+    final = dict(zip(edges, _semaphores(edges, bases), strict=True))
+    for index, choice in choices.items():
+        base = bases[index]
+        choice.plans = [
+            replace(plan, params=plan.params + base, inputs=plan.inputs + base,
+                    outputs=plan.outputs + base)
+            for plan in choice.plans
+        ]
+        if choice.source:
+            choice.source = final[choice.source]
+            choice.plans = [replace(choice.plans[0], inputs=choice.source.base)]
+        if choice.residual:
+            choice.residual = final[choice.residual]
+        choice.filled = [final[e] for e in edges if e.producer == index]
+    return choices
+
+
+def _semaphores(edges: Sequence[Edge], bases) -> Iterator[Edge]:
+    """Edges with address and semaphores. A number returns when its edge's reader is over."""
+    free_from = [-1] * EDGES
+    for edge in edges:
+        start = next(
+            (k for k in range(EDGES - edge.pieces + 1)
+             if all(free_from[k + j] < edge.producer for j in range(edge.pieces))), None,
+        )
+        if start is None:
+            raise ValueError("no semaphores left")
+        for j in range(edge.pieces):
+            free_from[start + j] = edge.reader
+        yield replace(edge, base=bases[edge], sem=FIRST_EDGE + start)
