@@ -11,7 +11,7 @@ VARIANT ?=
 TEST_JOBS ?= 2
 unexport BENCH SIM SEED WAVES VARIANT  # cocotb reads WAVES and SIM from the environment
 
-.PHONY: help setup run test test-fast bench bench-dram sim lint clean distclean
+.PHONY: help setup run test test-fast bench bench-dram bench-mesh sim lint clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: setup  ## print every figure this project claims; writes build/bench.json
 
 bench-dram: setup  ## every reference trace of the memory channel beside two simulators
 	@$(BIN)/python -m sim.memory.reach
+
+bench-mesh: setup  ## the mesh beside BookSim 2: curves, fairness, ten million flits
+	@$(BIN)/python -m sim.noc.reach
 
 sim: setup  ## list the component benches, or run one: BENCH=mesh.router SIM=icarus WAVES=r.vcd SEED=7
 	@$(BIN)/python -m sim.bench_cli "$(BENCH)" --sim "$(SIM)" --seed "$(SEED)" --waves "$(WAVES)" \

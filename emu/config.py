@@ -48,7 +48,7 @@ class Mesh(Section):
     rows: int = Field(4, ge=1, le=16, description="tiles from north to south")
     cols: int = Field(4, ge=1, le=16, description="tiles from west to east")
     buffer_depth: int = Field(4, ge=2, le=64, description="flits buffered per router input")
-    arbiter: Literal["round_robin", "age"] = "round_robin"
+    arbiter: Literal["round_robin", "age", "weighted"] = "weighted"
     multicast: bool = Field(True, description="false: the compiler replaces multicast by unicast")
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the machine. ``from sim import run, compare, dram`` is the interface for scripts."""
+"""Running the machine. For scripts: ``from sim import run, compare, dram, mesh``."""
 
 from typing import Any
 
@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from sim.memory.run import dram
 
         return dram
+    if name == "mesh":
+        from sim.noc.run import mesh
+
+        return mesh
     raise AttributeError(name)

@@ -93,6 +93,23 @@ def build_parser() -> argparse.ArgumentParser:
     dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
+    mesh = commands.add_parser("mesh", help="load-latency curve of the mesh alone")
+    mesh.add_argument("--traffic", required=True, metavar="T",
+                      help="uniform, transpose, neighbor, exchange, hotspot:x,y, broadcast:x,y, "
+                      "scatter:x,y or trace:FILE of '<cycle> <src> <dst> <flits>' lines")
+    mesh.add_argument("--size", default="4x4", metavar="COLSxROWS", help="nodes (default: 4x4)")
+    mesh.add_argument("--set", action="append", default=[], dest="settings",
+                      metavar="mesh.NAME=VALUE", help="change one setting; may be repeated")
+    mesh.add_argument("--multicast", type=float, default=0.0, metavar="P",
+                      help="chance that a packet goes to a random rectangle (default: 0)")
+    mesh.add_argument("--soak", type=int, default=0, metavar="N",
+                      help="N cycles at full load instead of a curve")
+    mesh.add_argument("--seed", type=int, default=1, help="of the generators")
+    mesh.add_argument("--plot", metavar="F.html", help="write the curve as a page, with BookSim's "
+                      "figures beside it where there are some")
+    mesh.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
+    mesh.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
+
     _add_load(commands.add_parser("list", help="workloads, chips and policies"))
     commands.add_parser("doctor", help="what is installed and works")
     return parser
@@ -222,6 +239,22 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
         raise RunError(f"{result['violations']} commands broke a timing rule of the DRAM")
 
 
+def _mesh(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.files import check_writable
+    from sim.noc.run import mesh
+    from sim.tables import mesh_tables
+
+    check_writable(None if arguments.json == "-" else arguments.json)
+    with Console(stderr=True).status("") as status:
+        result = mesh(arguments.traffic, size=arguments.size, settings=arguments.settings,
+                      multicast=arguments.multicast, soak=arguments.soak, seed=arguments.seed,
+                      plot=arguments.plot, simulator=arguments.sim, progress=status.update)
+    if arguments.json != "-":
+        for table in mesh_tables(result):
+            console.print(table)
+    _write_json(arguments.json, result)
+
+
 def _varied(texts: Sequence[str]) -> dict[str, list[str]]:
     varied = {}
     for text in texts:
@@ -249,8 +282,8 @@ def _doctor(arguments: argparse.Namespace, console: Console) -> None:
         raise UserError("something needed is missing: see the table")
 
 
-HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "list": _list,
-            "doctor": _doctor}
+HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "mesh": _mesh,
+            "list": _list, "doctor": _doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

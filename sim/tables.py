@@ -155,6 +155,37 @@ def dram_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def mesh_tables(result: Mapping[str, Any]) -> list[Table]:
+    """The curve of a mesh; its figures, BookSim's where there are some, and what was checked."""
+    title = (f"{result['traffic']} on {result['size']}, {result['buffer_depth']} flits an input, "
+             f"{result['arbiter']}")
+    curve = Table("offered", "mean latency", "max", "accepted", "least node", "", title=title)
+    for column in curve.columns[:5]:
+        column.justify = "right"
+    for point in result["curve"]:
+        mean, most, offered = point["latency_mean"], point["latency_max"], point["offered"]
+        curve.add_row(
+            "trace" if offered is None else f"{offered:.3f}",
+            "-" if mean is None else f"{mean:,.1f}", "-" if most is None else _number(most),
+            f"{point['accepted']:.4f}", f"{point['worst_node']:.4f}", _bar(point["accepted"]),
+        )
+    rows = result["booksim"]
+    figures = Table("", "Headrace", *(row["name"] for row in rows))
+    for name, key in (("latency_mean", ""), ("zero_load_latency", "zero_load_latency"),
+                      ("saturation", "saturation"),
+                      ("accepted_at_full_load", "accepted"), ("worst_node_accepted", "")):
+        if result[name] is not None:
+            theirs = (f"{row[key]:.3f}" if key else "" for row in rows)
+            figures.add_row(name.replace("_", " "), f"{result[name]:.3f}", *theirs)
+    figures.add_row("injected", _number(result["injected"]))
+    figures.add_row("delivered", _number(result["delivered"]))
+    figures.add_row("reordered or doubled", _number(result["reordered"]))
+    figures.add_row("links crossed a delivery", f"{result['link_flits_per_delivery']:.3f}")
+    figures.add_row("simulation", f"{result['run_seconds']:.1f} s, "
+                    f"{result['kilocycles_per_second']:.0f} kHz")
+    return [curve, figures]
+
+
 def list_tables() -> list[Table]:
     """Workloads, chips and prefetch policies."""
     from emu.config import PRESETS, load_config

@@ -100,7 +100,63 @@ class AgeArbiter(Arbiter):
         return m
 
 
-ARBITERS = {"round_robin": RoundRobinArbiter, "age": AgeArbiter}
+class WeightedArbiter(Arbiter):
+    """Weighted round robin under lasting contention, plain round robin without.
+
+    Once several have requested for more than `PATIENCE` cycles on end, each goes as often in a
+    round as its weight says; the round ends when nobody who requests has a turn left, so the output
+    never waits. Where the weights are the numbers of sources behind each input, every source of a
+    saturated output gets the same share, however far away it is. Short queues are served in turn,
+    which keeps latency low up to saturation.
+
+    Members
+    -------
+    weights: `WEIGHT_BITS` a requester, at least 1 each, constant in operation.
+    """
+
+    def __init__(self, requesters: int):
+        super().__init__(requesters)
+        self.weights = Signal(WEIGHT_BITS * requesters)
+
+    def elaborate(self, platform):
+        m = Module()
+        count, requests = self._requesters, self.requests
+        if count == 1:
+            m.d.comb += self.grant.eq(requests)
+            return m
+        left = [Signal(WEIGHT_BITS, name=f"left_{k}") for k in range(count)]
+        streak = Signal(range(PATIENCE + 1))
+        contended, strict, renew = Signal(), Signal(), Signal()
+        entitled, eligible, held = Signal(count), Signal(count), Signal(count)
+        favoured, first, pick = Signal(count), Signal(count), Signal(count)
+        m.d.comb += [
+            contended.eq((requests & (requests - 1))[:count].any()),
+            strict.eq(streak == PATIENCE),
+            entitled.eq(requests & Cat(each.any() for each in left)),
+            renew.eq(strict & ~entitled.any()),
+            eligible.eq(Mux(strict & ~renew, entitled, requests)),
+            first.eq(eligible & favoured),
+            pick.eq(_lowest(Mux(first.any(), first, eligible))),
+            self.grant.eq(Mux(held.any(), held, pick)),
+        ]
+        m.d.sync += held.eq(Mux(self.taken, 0, self.grant))
+        with m.If(~contended):
+            m.d.sync += streak.eq(0)
+        with m.Elif(~strict):
+            m.d.sync += streak.eq(streak + 1)
+        with m.If(requests.any()):
+            for k, each in enumerate(left):
+                weight = self.weights[WEIGHT_BITS * k : WEIGHT_BITS * (k + 1)]
+                now = Mux(renew, weight, each)
+                m.d.sync += each.eq(now - (self.grant[k] & self.taken & now.any()))
+        with m.If(self.grant.any() & self.taken):  # the next in turn is above who goes now
+            m.d.sync += favoured.eq(~((self.grant - 1) | self.grant))
+        return m
+
+
+PATIENCE = 1
+WEIGHT_BITS = 8
+ARBITERS = {"round_robin": RoundRobinArbiter, "age": AgeArbiter, "weighted": WeightedArbiter}
 """By the name in ``mesh.arbiter``."""
 
 

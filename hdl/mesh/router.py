@@ -12,7 +12,7 @@ from amaranth.utils import ceil_log2
 
 from emu.config import Config
 from hdl.counter import count
-from hdl.mesh.arbiter import make_arbiter
+from hdl.mesh.arbiter import WEIGHT_BITS, WeightedArbiter, make_arbiter
 from hdl.mesh.queues import QueuePointers
 from hdl.mesh.route import ORDERS, SIDES, compare, compared, connections, route
 from hdl.packets import DownFlit, ReqFlit, UpFlit
@@ -55,7 +55,7 @@ class Router(wiring.Component):
     core_input, core_output: Whether the tile sends, receives.
     edges, exits: Sides of the mesh on which something sends into it, receives from it; see
         `hdl.mesh.route.connections`. At other boundaries nothing may send or be addressed.
-    arbiter: ``"round_robin"`` or ``"age"``.
+    arbiter: ``"round_robin"``, ``"age"`` or ``"weighted"`` by the cores behind each input.
 
     Members
     -------
@@ -179,6 +179,18 @@ class Router(wiring.Component):
             boundary={side: boundary[side] for side in self._edges},
         )
 
+    def _sources_behind(self, m, name, output):
+        """How many cores send through input ``name``, at least 1."""
+        weight = Signal(WEIGHT_BITS, name=f"weight_{name}_{output}")
+        before = {"west": self.x, "east": self._cols - 1 - self.x,
+                  "north": self.y, "south": self._rows - 1 - self.y, "core": Const(1)}[name]
+        first, second = ORDERS[self._order]
+        line = self._cols if first == ("west", "east") else self._rows
+        if name in second:
+            before = before * line
+        m.d.comb += weight.eq(Mux(before == 0, 1, before))
+        return weight
+
     def _output(self, m, name, wants, queues, flits):
         """Arbitration of an output and read of the chosen flit; returns the inputs served now."""
         port, sources = getattr(self, f"out_{name}"), self.connections[name]
@@ -186,6 +198,9 @@ class Router(wiring.Component):
         read = flits.read_port(domain="comb")
         grants = dict(zip(sources, arbiter.grant, strict=True))
         grant = Signal(len(self._inputs), name=f"grant_{name}")
+        if isinstance(arbiter, WeightedArbiter):
+            m.d.comb += arbiter.weights.eq(
+                Cat(self._sources_behind(m, source, name) for source in sources))
         numbers = [
             sum(1 << i for i in range(len(self._inputs)) if i >> k & 1)
             for k in range(ceil_log2(len(self._inputs)))
@@ -225,5 +240,7 @@ def plane_router(plane: str, config: Config) -> Router:
     return Router(
         flit, order, cols=mesh.cols, rows=mesh.rows, depth=mesh.buffer_depth,
         core_input=core_input, core_output=core_output,
-        edges=edges, exits=exits[plane], arbiter=mesh.arbiter,
+        edges=edges, exits=exits[plane],
+        # Weights are for traffic between cores; what `req` and `down` carry the channels limit.
+        arbiter=mesh.arbiter if plane == "up" or mesh.arbiter != "weighted" else "round_robin",
     )

@@ -13,7 +13,7 @@ from amaranth.sim import Simulator
 
 from emu.config import Config, Mesh
 from emu.errors import UserError
-from hdl.mesh.arbiter import ARBITERS, make_arbiter
+from hdl.mesh.arbiter import ARBITERS, WEIGHT_BITS, make_arbiter
 from hdl.mesh.plane import STEPS
 from hdl.mesh.route import OPPOSITE, SIDES
 from hdl.mesh.router import Router, plane_router
@@ -129,9 +129,31 @@ def test_arbiters_are_stable_and_fair(name, count):
     assert min(taken_by) > 0.5 * max(taken_by)
 
 
+def test_weights_are_shares_under_lasting_contention():
+    """All request all the time: in a round each goes as often as its weight says."""
+    weights = (12, 3, 1)
+    arbiter = make_arbiter("weighted", len(weights))
+    taken_by = [0] * len(weights)
+
+    async def bench(ctx):
+        ctx.set(arbiter.weights, sum(w << WEIGHT_BITS * k for k, w in enumerate(weights)))
+        ctx.set(arbiter.requests, 0b111)
+        for cycle in range(16 * 50 + 8):
+            ctx.set(arbiter.taken, 1)
+            for k in range(len(weights)):
+                taken_by[k] += cycle >= 8 and ctx.get(arbiter.grant) >> k & 1
+            await ctx.tick()
+
+    simulator = Simulator(arbiter)
+    simulator.add_clock(1e-9)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert taken_by == [50 * weight for weight in weights]
+
+
 @pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")  # refused, so unused
 def test_errors_name_the_parameter():
-    with pytest.raises(UserError, match=r"mesh.arbiter must be one of round_robin, age, not 'x'"):
+    with pytest.raises(UserError, match=r"must be one of round_robin, age, weighted, not 'x'"):
         make_arbiter("x", 2)
     with pytest.raises(ValueError, match="requesters must be at least 1, not 0"):
         make_arbiter("age", 0)
