@@ -254,7 +254,7 @@ class Timers(wiring.Component):
         with m.If(self.row_valid & (self.row_kind == RowKind.REFRESH_ALL)):
             m.d.sync += left.eq(t.rfc - 1)
         with m.Elif(self.row_valid & (self.row_kind == RowKind.PRECHARGE_ALL)):
-            m.d.sync += left.eq(t.rp - 1)
+            m.d.sync += left.eq(Mux(left > t.rp, left - 1, t.rp - 1))
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
         m.d.comb += [

@@ -127,7 +127,8 @@ class WeightedArbiter(Arbiter):
         left = [Signal(WEIGHT_BITS, name=f"left_{k}") for k in range(count)]
         streak = Signal(range(PATIENCE + 1))
         contended, strict, renew = Signal(), Signal(), Signal()
-        entitled, eligible, held = Signal(count), Signal(count), Signal(count)
+        entitled, eligible = Signal(count), Signal(count)
+        self._held = held = Signal(count)  # proofs look at it
         favoured, first, pick = Signal(count), Signal(count), Signal(count)
         m.d.comb += [
             contended.eq((requests & (requests - 1))[:count].any()),
