@@ -21,6 +21,7 @@ from emu.errors import UserError
 from emu.hbm_timing import TIMINGS
 from sim.errors import RunError
 from sim.memory.run import dram
+from sim.memory.trace import LINE_BYTES
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data" / "dram"
 REFRESH = {"none": "none", "ab": "all_bank", "pb": "per_bank"}
@@ -129,10 +130,34 @@ def reach_table(rows: list[Row]) -> Table:
     return table
 
 
+def ecc_table() -> Table:
+    """What ECC costs: nothing but for masked writes, which are read, merged and written."""
+    table = Table("trace, M2", "writes masked", "cycles", "with ECC", "bytes", "with ECC",
+                  "columns merged", "bits flipped, corrected", title="the cost of ECC")
+    for name, masked in (("a_seq_rd_sat", 0), ("d_mix21_seq", 0), ("d_mix21_seq", 4)):
+        path = str(DATA / f"{name}.trace.gz")
+        settings = ["hbm.address_map=M2"]
+        plain = dram(path, settings=settings, masked=masked)
+        coded = dram(path, masked=masked, settings=[
+            *settings, "hbm.ecc=true", "hbm.ecc_inject=single,0.01,7"])
+        moved = [LINE_BYTES // 2 * (each["commands"].get("RD", 0) + each["commands"].get("WR", 0))
+                 for each in (plain, coded)]
+        ecc = coded["ecc"]
+        table.add_row(
+            name, f"one in {masked}" if masked else "none", f"{plain['cycles']:,}",
+            f"{coded['cycles']:,}", f"{moved[0]:,}", f"{moved[1]:,}",
+            f"{ecc['merged_columns']:,}", f"{ecc['injected']:,}, {ecc['corrected']:,}")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    return table
+
+
 def main() -> int:
     """Print the table; returns 1 if a figure is not reached."""
     rows = list(measure())
-    Console(width=120).print(reach_table(rows))
+    console = Console(width=120)
+    console.print(reach_table(rows))
+    console.print(ecc_table())
     best = sequential(rows).bandwidth
     print(f"sequential reads, M2, per-bank refresh: {best:.4f} of peak "
           f"(bound {SEQUENTIAL}); of each latency {rows[0].front_end_delay} cycles are the front "
