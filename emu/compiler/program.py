@@ -71,6 +71,10 @@ from emu.config import (
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
 from emu.network.layers import ConvLayer, Layer, Network
+from emu.planner import Item, place
+
+TENSOR_ALIGN = 64
+"""Words to whose multiple a tensor's address and size in HBM are rounded up."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ def compile_network(
     choices = _plan(config, layers)
     memory = Memory(config)
     memory.allocate(config.mesh.tiles, "the directory")
-    tensors = _tensors(memory, layers, blocks, _in_hbm(layers, choices, wanted))
+    tensors = _tensors(memory, layers, blocks, _in_hbm(layers, choices, wanted), wanted)
     steps = _steps(memory, layers, choices, tensors)
     streams = Emitter(config, steps).emit()
     _place_streams(memory, config, streams)
@@ -388,25 +392,43 @@ def _fill_lanes(layers: list[Layer]) -> tuple[list[Layer], Blocks]:
 
 
 def _tensors(
-    memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str]
+    memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str], outputs: set[str]
 ) -> dict[str, Tensor]:
-    """The tensors of all layers, those ``in_hbm`` with an address."""
+    """The tensors that lie in HBM; those that never live at one time may share addresses."""
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         for end in (*layer.sources, layer.target):
             known = tensors.get(end.name)
             if known is None:
                 block = blocks.get(end.name, ((1, 1), (0, 0)))
-                tensor = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
-                base = -1
-                if end.name in in_hbm:
-                    base = memory.allocate(tensor.words, f"tensor {end.name}", 64)
-                tensors[end.name] = replace(tensor, base=base)
+                tensors[end.name] = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
             elif known.shape != tuple(end.shape) or known.is_signed != end.is_signed:
                 raise UserError(
                     f"layer {layer.name}: tensor {end.name} is {known.shape}, {end.shape} expected"
                 )
-    return {name: tensor for name, tensor in tensors.items() if name in in_hbm}
+    items = [item for item in lifetimes(layers, tensors, outputs) if item.name in in_hbm]
+    placement = place(items)
+    area = memory.allocate(placement.high_water, "activations", TENSOR_ALIGN)
+    return {
+        item.name: replace(tensors[item.name], base=area + offset)
+        for item, offset in zip(items, placement.offsets, strict=True)
+    }
+
+
+def lifetimes(
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor], outputs: set[str]
+) -> list[Item]:
+    """Every tensor from the layer that makes it to the last that reads it; inputs are there from
+    the start, outputs to the end. Sizes in words."""
+    first = {layer.target.name: index for index, layer in enumerate(layers)}
+    last = {source.name: index for index, layer in enumerate(layers) for source in layer.sources}
+    return [
+        Item(
+            name, -(-tensor.words // TENSOR_ALIGN) * TENSOR_ALIGN, first.get(name, 0),
+            len(layers) if name in outputs else max(last.get(name, 0), first.get(name, 0)),
+        )
+        for name, tensor in tensors.items()
+    ]
 
 
 def _place(

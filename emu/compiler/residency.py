@@ -21,6 +21,8 @@ from emu.compiler.stream import EDGES, FIRST_EDGE
 from emu.compiler.tiling import PIECES, Plan
 from emu.config import BLOCK_WORDS, Config
 from emu.errors import UserError
+from emu.planner import Item as Area
+from emu.planner import place
 
 FRAMES = (32, 24, 16, 12, 8)
 """Frames to try: as many as leave room for all edges, and no fewer than the last."""
@@ -227,26 +229,29 @@ def _temporaries(config, needs, edges, splits, frames):
     return choices, None
 
 
+def areas(needs: Sequence[Need], edges: Sequence[Edge], choices: dict[int, Choice]) -> list[Area]:
+    """What a tile's scratchpad holds beside frames: edges in order, then temporaries by layer."""
+    found = []
+    for edge in edges:
+        kind = "residual" if edge.is_residual else "input"
+        found.append(Area(f"{kind} of {edge.reader}", edge.words, edge.producer, edge.reader))
+    for need in needs:
+        words = max(map(_own_words, choices[need.index].plans))
+        found.append(Area(f"temporaries of {need.index}", words, need.index, need.index))
+    return found
+
+
 def _place(needs, edges, choices, limit: int):
-    """Addresses of edges and temporaries by size, each as low as it can be; or who has no room."""
-    areas: list[tuple[int, int, int, Edge | int]] = [
-        (e.words, e.producer, e.reader, e) for e in edges
-    ]
-    areas += [(max(map(_own_words, choices[need.index].plans)), need.index, need.index, need.index)
-              for need in needs]
-    areas.sort(key=lambda area: (-area[0], area[1], area[2]))
-    placed: list[tuple[int, int, int, int]] = []
-    bases: dict[Edge | int, int] = {}
-    for words, first, last, what in areas:
-        base = 0
-        for low, high, a, b in sorted(placed):
-            if a <= last and first <= b and low < base + words:
-                base = max(base, high)
-        if base + words > limit:
-            return None, first if isinstance(what, int) else last
-        placed.append((base, base + words, first, last))
-        bases[what] = base
-    return bases, None
+    """(addresses of edges and of temporaries by layer, None), or (None, the fullest layer)."""
+    items = areas(needs, edges, choices)
+    placement = place(items, "greedy_by_size")
+    if placement.high_water > limit:
+        highest = max(range(len(items)), key=lambda k: placement.offsets[k] + items[k].size)
+        steps = range(items[highest].first, items[highest].last + 1)
+        return None, max(steps, key=lambda step: sum(
+            item.size for item in items if item.first <= step <= item.last))
+    owners = [*edges, *(need.index for need in needs)]
+    return dict(zip(owners, placement.offsets, strict=True)), None
 
 
 def _own_words(plan: Plan) -> int:

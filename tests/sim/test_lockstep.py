@@ -43,7 +43,7 @@ def test_links_are_copied_and_only_chip_wide_signals_pass_the_shells(small):
     wiring = lockstep.wiring_of(small)
     assert {port.name for port in wiring.shared["tile"]} == {
         "rst", "start", "prefetch__policy", "prefetch__depth", "prefetch__threshold",
-        "done", "error", "status",
+        "done", "error", "status", "step",
     }
     assert {port.name for port in wiring.shared["hbm_channel"]} == {"rst", "dump", "idle", "error"}
     assert wiring.copies["tile_1_0", "down_in_west__payload"] == (
