@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running the machine. For scripts: ``from sim import run, compare, dram, mesh``."""
+"""Running the machine. For scripts: ``from sim import run, compare, plan, dram, mesh``."""
 
 from typing import Any
 
@@ -14,6 +14,10 @@ def __getattr__(name: str) -> Any:
         from sim.memory.run import dram
 
         return dram
+    if name == "plan":
+        from sim.plan import plan
+
+        return plan
     if name == "mesh":
         from sim.noc.run import mesh
 

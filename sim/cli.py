@@ -93,6 +93,15 @@ def build_parser() -> argparse.ArgumentParser:
     dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
+    plan = commands.add_parser("plan", help="how a network's tensors share memory")
+    plan.add_argument("workload", help="built-in name (see headrace list) or .onnx file")
+    _add_machine(plan)
+    plan.add_argument("--strategy", default="greedy_by_size", metavar="S",
+                      help="whose offsets to show: none, first_fit, best_fit, power_of_two, "
+                      "greedy_by_size (default) or exact")
+    plan.add_argument("--picture", metavar="F.html", help="write offset against time as a page")
+    plan.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
+
     mesh = commands.add_parser("mesh", help="load-latency curve of the mesh alone")
     mesh.add_argument("--traffic", required=True, metavar="T",
                       help="uniform, transpose, neighbor, exchange, hotspot:x,y, broadcast:x,y, "
@@ -239,6 +248,20 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
         raise RunError(f"{result['violations']} commands broke a timing rule of the DRAM")
 
 
+def _plan(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.files import check_writable
+    from sim.plan import plan
+    from sim.tables import plan_tables
+
+    check_writable(None if arguments.json == "-" else arguments.json)
+    result = plan(arguments.workload, chip=arguments.chip, settings=arguments.settings,
+                  strategy=arguments.strategy, picture=arguments.picture)
+    if arguments.json != "-":
+        for table in plan_tables(result):
+            console.print(table)
+    _write_json(arguments.json, result)
+
+
 def _mesh(arguments: argparse.Namespace, console: Console) -> None:
     from sim.files import check_writable
     from sim.noc.run import mesh
@@ -283,6 +306,7 @@ def _doctor(arguments: argparse.Namespace, console: Console) -> None:
 
 
 HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "mesh": _mesh,
+            "plan": _plan,
             "list": _list, "doctor": _doctor}
 
 

@@ -186,6 +186,26 @@ def mesh_tables(result: Mapping[str, Any]) -> list[Table]:
     return [curve, figures]
 
 
+def plan_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Per memory what each strategy needs."""
+    tables = []
+    for memory in result["memories"].values():
+        table = Table("strategy", "KiB", "over the bound", "", title=memory["title"])
+        bound = memory["lower_bound_bytes"]
+        for name, found in memory["strategies"].items():
+            marks = ["least" if found["proven"] else "not proven least" if name == "exact" else "",
+                     "the compiler's" if name == "greedy_by_size" else ""]
+            table.add_row(name.replace("_", " "), _number(found["bytes"] / 1024),
+                          f"{found['bytes'] / bound:.3f}x" if bound else "",
+                          ", ".join(filter(None, marks)))
+        table.add_section()
+        table.add_row("lower bound", _number(bound / 1024), "", f"{len(memory['items'])} items")
+        for column in table.columns[1:3]:
+            column.justify = "right"
+        tables.append(table)
+    return tables
+
+
 def list_tables() -> list[Table]:
     """Workloads, chips and prefetch policies."""
     from emu.config import PRESETS, load_config

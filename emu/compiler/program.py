@@ -17,7 +17,7 @@ A program is one image of global HBM, words of 16 bytes, and nothing else:
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from emu.compiler.residency import (
     Edge,
     Landing,
     Need,
+    areas,
     input_landings,
     plan_resident,
     residual_landing,
@@ -88,6 +89,9 @@ class Program:
     plans: how each step is split, in words.
     rooflines: bounds per step; ``cycle_limit`` is when a run is declared hung.
     planned_read_bytes: what the commands read, repeats included, commands excluded.
+    layer_names: Layers in order; lifetimes count them.
+    memories: What was placed, in bytes: ``activations`` (every tensor of the network), ``hbm``
+        (those that lie there) and ``scratchpad`` (a tile's areas beside its parameter frames).
     network: what was compiled, if it has graph tensors; else inputs and outputs go by layer tensor.
     dump_words: words per channel that hold everything `outputs` reads.
     """
@@ -101,6 +105,8 @@ class Program:
     rooflines: tuple[Roofline, ...]
     plans: tuple[str, ...]
     planned_read_bytes: int
+    layer_names: tuple[str, ...] = ()
+    memories: dict[str, tuple[Item, ...]] = field(default_factory=dict)
     network: Network | None = None
 
     @property
@@ -266,6 +272,8 @@ def compile_network(
             vector_read_words(step) if isinstance(step, VectorStep)
             else planned_read_words(config, step) for step in steps
         ),
+        layer_names=tuple(layer.name for layer in layers),
+        memories=_memories(layers, choices, tensors, blocks, wanted),
         network=network if isinstance(network, Network) else None,
     )
     if check:
@@ -395,6 +403,18 @@ def _tensors(
     memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str], outputs: set[str]
 ) -> dict[str, Tensor]:
     """The tensors that lie in HBM; those that never live at one time may share addresses."""
+    tensors = _all_tensors(layers, blocks)
+    items = [item for item in lifetimes(layers, tensors, outputs) if item.name in in_hbm]
+    placement = place(items)
+    area = memory.allocate(placement.high_water, "activations", TENSOR_ALIGN)
+    return {
+        item.name: replace(tensors[item.name], base=area + offset)
+        for item, offset in zip(items, placement.offsets, strict=True)
+    }
+
+
+def _all_tensors(layers: list[Layer], blocks: Blocks) -> dict[str, Tensor]:
+    """Every tensor of ``layers`` without an address."""
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         for end in (*layer.sources, layer.target):
@@ -406,13 +426,20 @@ def _tensors(
                 raise UserError(
                     f"layer {layer.name}: tensor {end.name} is {known.shape}, {end.shape} expected"
                 )
-    items = [item for item in lifetimes(layers, tensors, outputs) if item.name in in_hbm]
-    placement = place(items)
-    area = memory.allocate(placement.high_water, "activations", TENSOR_ALIGN)
-    return {
-        item.name: replace(tensors[item.name], base=area + offset)
-        for item, offset in zip(items, placement.offsets, strict=True)
-    }
+    return tensors
+
+
+def _memories(layers, choices, tensors, blocks, outputs) -> dict[str, tuple[Item, ...]]:
+    """What was placed where, in bytes, see `Program.memories`."""
+    activations = lifetimes(layers, _all_tensors(layers, blocks), outputs)
+    edges = [edge for choice in choices.values() for edge in (choice.source, choice.residual)
+             if edge]
+    scratchpad = areas(choices, edges) if edges else []
+    found = {"activations": activations, "hbm": [i for i in activations if i.name in tensors],
+             "scratchpad": [replace(item, name=f"{item.name} {layers[index].name}")
+                            for item, index in scratchpad]}
+    return {name: tuple(replace(item, size=WORD_BYTES * item.size) for item in items)
+            for name, items in found.items()}
 
 
 def lifetimes(

@@ -136,7 +136,7 @@ def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choic
         edges = _edges(config, needs, wanted, splits)
         choices, full = _temporaries(config, needs, edges, splits, frames)
         if full is None:
-            placed, full = _place(needs, edges, choices, limit)
+            placed, full = _place(edges, choices, limit)
             if full is None:
                 return _joined(choices, placed)
         if not evict:
@@ -229,28 +229,30 @@ def _temporaries(config, needs, edges, splits, frames):
     return choices, None
 
 
-def areas(needs: Sequence[Need], edges: Sequence[Edge], choices: dict[int, Choice]) -> list[Area]:
-    """What a tile's scratchpad holds beside frames: edges in order, then temporaries by layer."""
-    found = []
-    for edge in edges:
-        kind = "residual" if edge.is_residual else "input"
-        found.append(Area(f"{kind} of {edge.reader}", edge.words, edge.producer, edge.reader))
-    for need in needs:
-        words = max(map(_own_words, choices[need.index].plans))
-        found.append(Area(f"temporaries of {need.index}", words, need.index, need.index))
+def areas(choices: dict[int, Choice], edges: Sequence[Edge]) -> list[tuple[Area, int]]:
+    """What a tile's scratchpad holds beside frames: edges in order, then temporaries by layer; and
+    the layer that each is for."""
+    found = [
+        (Area("residual of" if e.is_residual else "input of", e.words, e.producer, e.reader),
+         e.reader)
+        for e in edges
+    ]
+    for index, choice in choices.items():
+        words = max(map(_own_words, choice.plans))
+        found.append((Area("temporaries of", words, index, index), index))
     return found
 
 
-def _place(needs, edges, choices, limit: int):
+def _place(edges, choices, limit: int):
     """(addresses of edges and of temporaries by layer, None), or (None, the fullest layer)."""
-    items = areas(needs, edges, choices)
+    items = [item for item, _ in areas(choices, edges)]
     placement = place(items, "greedy_by_size")
     if placement.high_water > limit:
         highest = max(range(len(items)), key=lambda k: placement.offsets[k] + items[k].size)
         steps = range(items[highest].first, items[highest].last + 1)
         return None, max(steps, key=lambda step: sum(
             item.size for item in items if item.first <= step <= item.last))
-    owners = [*edges, *(need.index for need in needs)]
+    owners = [*edges, *choices]
     return dict(zip(owners, placement.offsets, strict=True)), None
 
 
