@@ -111,16 +111,23 @@ def check_conservation(
 
 
 def _layers(program: Program, begins: list[int], cycles: int) -> list[dict[str, Any]]:
-    """Per step of the program its bounds and its cycles: until tile (0, 0) begins the next one."""
+    """Per step of the program its bounds and its cycles: until tile (0, 0) begins the next one.
+
+    HBM bytes are those that the step's commands name, whenever they move: weights may come early.
+    """
     edges = [0, *begins, cycles]
     per_cycle = program.config.mesh.tiles * program.config.core.macs
+    peak = program.config.hbm.channels
     found = []
-    for bound, plan, begin, end in zip(
-        program.rooflines, program.plans, edges[:-1], edges[1:], strict=True
+    for bound, plan, words, begin, end in zip(
+        program.rooflines, program.plans, program.step_reads, edges[:-1], edges[1:], strict=True
     ):
+        moved = words + bound.write_words
         found.append({
             "name": bound.name, "plan": plan, "begin": begin, "cycles": end - begin,
             "macs": bound.macs, "mac_utilisation": bound.macs / per_cycle / max(1, end - begin),
+            "hbm_bytes": moved * WORD_BYTES,
+            "hbm_utilisation": moved / peak / max(1, end - begin),
             "roofline": {"compute": bound.compute, "hbm": int(bound.hbm), "inbound": bound.inbound},
         })
     return found

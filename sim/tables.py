@@ -17,11 +17,16 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def _golden(verified: Mapping[str, Any]) -> str:
+    named = {"integer_definition": "the integer definition"}
+    return next((named[c] for c in verified["conditions"] if c in named), "ONNX Runtime")
+
+
 def run_tables(result: Mapping[str, Any]) -> list[Table]:
     """The result of one run: headline, bytes at every boundary, stalls."""
     verified = result["verified"]
     title = (f"{result['workload']} on {result['chip']['name']}: {verified['outputs']:,} outputs, "
-             f"{verified['mismatches']} differ from ONNX Runtime")
+             f"{verified['mismatches']} differ from {_golden(verified)}")
     head = Table(title=title, show_header=False)
     roofline = result["roofline"]
     bound = max(roofline, key=lambda term: roofline[term])
@@ -49,16 +54,16 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a step: cycles, bound and MAC utilisation, also as a bar; then all steps with MACs."""
-    table = Table("layer", "split", "cycles", "bound", "MACs used", "", title="layers")
+    """A row a step: cycles, bound, HBM and MAC utilisation; then all steps with MACs."""
+    table = Table("layer", "split", "cycles", "bound", "HBM used", "MACs used", "", title="layers")
     for layer in layers:
         bounds = layer["roofline"]
         bound = max(bounds, key=lambda term: bounds[term])
         share = layer["mac_utilisation"]
         table.add_row(
             layer["name"], layer["plan"].split(",")[0], _number(layer["cycles"]),
-            f"{bound} {_number(bounds[bound])}", *((_percent(share), _bar(share))
-                                                   if layer["macs"] else ("", "")),
+            f"{bound} {_number(bounds[bound])}", _percent(layer["hbm_utilisation"]),
+            *((_percent(share), _bar(share)) if layer["macs"] else ("", "")),
         )
     busy = [layer for layer in layers if layer["macs"]]
     if busy:
@@ -67,8 +72,9 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> Table:
         table.add_section()
         table.add_row("with MACs", "", _number(cycles),
                       f"compute {_number(sum(each['roofline']['compute'] for each in busy))}",
-                      _percent(share), _bar(share))
-    for column in table.columns[2:5]:
+                      _percent(sum(each["hbm_utilisation"] * each["cycles"] for each in busy)
+                               / cycles), _percent(share), _bar(share))
+    for column in table.columns[2:6]:
         column.justify = "right"
     return table
 

@@ -22,7 +22,7 @@ from emu.compiler.stream import (
     arrival,
 )
 from emu.compiler.tile_step import TileStep
-from emu.compiler.vector_step import TileVectorStep, VectorStep
+from emu.compiler.vector_step import UnitStep
 from emu.config import BLOCK_TILES, BLOCKS, LAYERS, Config
 from emu.errors import UserError
 from emu.isa import SIGNALS, WAITS, Opcode, Queue
@@ -47,7 +47,7 @@ class Use:
 class Emitter:
     """Emits every tile's stream of a program."""
 
-    def __init__(self, config: Config, steps: Sequence[Step | VectorStep]):
+    def __init__(self, config: Config, steps: Sequence[Step | UnitStep]):
         self.config, self.steps = config, steps
         self.convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
         self.has_edges = any(step.landings for step in self.convs.values())
@@ -60,7 +60,7 @@ class Emitter:
         self.members = [self._members(k) for k in range(len(steps))]
         self.busy = set()
         for step, roles in zip(steps, self.roles, strict=True):
-            self.busy |= set(step.work) if isinstance(step, VectorStep) else set(roles)
+            self.busy |= set(step.work) if isinstance(step, UnitStep) else set(roles)
         self.busy |= {tile for members in self.members for tile in members}
         if len(steps) > 1:  # barriers signal every tile, so every tile awaits them
             self.busy = set(self.streams)
@@ -183,9 +183,9 @@ class Emitter:
         for index, step in enumerate(self.steps):
             if index:
                 self._barrier(index)
-            if isinstance(step, VectorStep):
+            if isinstance(step, UnitStep):
                 for tile in sorted(step.work):
-                    TileVectorStep(self, index, step, tile).emit()
+                    step.emit(self, index, tile)
                 continue
             for tile in sorted(self.busy):
                 if tile in self.roles[index]:
@@ -250,7 +250,7 @@ class Emitter:
     def _barrier(self, index: int) -> None:
         before = self.steps[index - 1]
         count = len(self.roles[index - 1]) + len(self.members[index - 1])
-        count = len(before.work) if isinstance(before, VectorStep) else count
+        count = len(before.work) if isinstance(before, UnitStep) else count
         for tile in sorted(self.busy):
             wait = (BARRIER + (index - 1) % 2, count)
             self.streams[tile].add(Opcode.SYNC, [wait], queue=Queue.LOAD, mark=1)

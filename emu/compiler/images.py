@@ -6,6 +6,7 @@ The global image is an array of words ``uint8[words, 16]``; `to_channels` splits
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,7 @@ class Tensor:
 
     block: Pixels that lie in one (`emu.compiler.space_to_depth`); ``shape`` counts blocks then, and
         ``size`` is the image's height and width.
+    pitch: Words from group to group if the tensor is part of a larger one.
     """
 
     name: str
@@ -72,19 +74,31 @@ class Tensor:
     zero: int
     block: tuple[int, int] = (1, 1)
     size: tuple[int, int] = (0, 0)
+    pitch: int = 0
 
     @property
     def groups(self) -> int:
         return -(-self.shape[1] // LANES)
 
     @property
-    def plane(self) -> int:
+    def pixels(self) -> int:
         """Words of one group: all images."""
         return self.shape[0] * self.shape[2] * self.shape[3]
 
     @property
+    def plane(self) -> int:
+        """Words from group to group."""
+        return self.pitch or self.pixels
+
+    @property
     def words(self) -> int:
-        return self.groups * self.plane
+        return self.groups * self.pixels
+
+    @property
+    def addresses(self) -> NDArray[np.int64]:
+        """Global HBM word of each of the words of `pack`."""
+        groups, pixels = np.arange(self.groups)[:, None], np.arange(self.pixels)[None]
+        return (self.base + groups * self.plane + pixels).reshape(-1)
 
     def pack(self, values: NDArray) -> Bytes:
         """Words of ``values`` (NCHW, in the tensor's own domain); padded channels hold the zero."""
@@ -121,6 +135,8 @@ class Memory:
     config: Config
     used: int = 0
     pieces: list[tuple[NDArray[np.int64] | int, Bytes]] = field(default_factory=list)
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """Where data of several layers lie."""
 
     def allocate(self, words: int, what: str, align: int = SEGMENT_WORDS) -> int:
         """First word of a new area.

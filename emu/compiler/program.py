@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.emit import Emitter
+from emu.compiler.gather_step import plan_gather, table_words
 from emu.compiler.geometry import Geometry, geometry_of
 from emu.compiler.images import (
     Bytes,
@@ -52,14 +54,8 @@ from emu.compiler.schedule import schedule
 from emu.compiler.space_to_depth import block_of, over_blocks
 from emu.compiler.stream import Step
 from emu.compiler.tiling import Plan, Weights, input_cuts, plan_weights
-from emu.compiler.vector_step import (
-    VectorLayer,
-    VectorStep,
-    constants_of,
-    plan_vector,
-    vector_read_words,
-    vector_roofline,
-)
+from emu.compiler.vector_step import UnitStep, VectorLayer, constants_of, plan_vector
+from emu.compiler.views import Part, root_of, take_views
 from emu.config import (
     BLOCK_TILES,
     SEGMENT_WORDS,
@@ -71,7 +67,7 @@ from emu.config import (
 )
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
-from emu.network.layers import ConvLayer, Layer, Network
+from emu.network.layers import AttentionLayer, ConvLayer, GatherLayer, Layer, Network, Operand
 from emu.planner import Item, place
 
 TENSOR_ALIGN = 64
@@ -88,7 +84,7 @@ class Program:
         ``input_names`` must be given to `image`, ``output_names`` are what `outputs` returns.
     plans: how each step is split, in words.
     rooflines: bounds per step; ``cycle_limit`` is when a run is declared hung.
-    planned_read_bytes: what the commands read, repeats included, commands excluded.
+    step_reads: words that each step's commands read, repeats included, commands excluded.
     layer_names: Layers in order; lifetimes count them.
     memories: What was placed, in bytes: ``activations`` (every tensor of the network), ``hbm``
         (those that lie there) and ``scratchpad`` (a tile's areas beside its parameter frames).
@@ -104,10 +100,15 @@ class Program:
     output_names: tuple[str, ...]
     rooflines: tuple[Roofline, ...]
     plans: tuple[str, ...]
-    planned_read_bytes: int
+    step_reads: tuple[int, ...]
     layer_names: tuple[str, ...] = ()
     memories: dict[str, tuple[Item, ...]] = field(default_factory=dict)
     network: Network | None = None
+
+    @property
+    def planned_read_bytes(self) -> int:
+        """What the commands read, repeats included, commands excluded."""
+        return WORD_BYTES * sum(self.step_reads)
 
     @property
     def compulsory_bytes(self) -> dict[str, int]:
@@ -174,7 +175,7 @@ class Program:
         words = self.words.copy()
         for name, values in inputs.items():
             tensor = self.tensors[name]
-            words[tensor.base : tensor.base + tensor.words] = tensor.pack(values)
+            words[tensor.addresses] = tensor.pack(values)
         return words
 
     def image(self, inputs: Mapping[str, NDArray]) -> list[Bytes]:
@@ -197,7 +198,7 @@ class Program:
         """Output (or all) layer tensors from the global image."""
         names = self.tensors if every else self.output_names
         return {
-            name: t.unpack(words[t.base : t.base + t.words])
+            name: t.unpack(words[t.addresses])
             for name in names for t in [self.tensors[name]]
         }
 
@@ -244,15 +245,17 @@ def compile_network(
     if not layers:
         raise UserError("the network has no layers")
     macs = {layer.name: _macs(layer) for layer in layers if isinstance(layer, ConvLayer)}
-    layers, blocks = _fill_lanes(layers)
     produced = {layer.target.name for layer in layers}
     wanted = produced - {source.name for layer in layers for source in layer.sources}
     if isinstance(network, Network):
         wanted = {tensor.layer_name for tensor in network.outputs}
+    layers, parts, viewed = take_views(layers)
+    layers, blocks = _fill_lanes(layers)
     choices = _plan(config, layers)
     memory = Memory(config)
     memory.allocate(config.mesh.tiles, "the directory")
-    tensors = _tensors(memory, layers, blocks, _in_hbm(layers, choices, wanted), wanted)
+    in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
+    tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
     steps = _steps(memory, layers, choices, tensors)
     streams = Emitter(config, steps).emit()
     _place_streams(memory, config, streams)
@@ -261,19 +264,19 @@ def compile_network(
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in wanted),
         rooflines=tuple(
-            vector_roofline(config, step) if isinstance(step, VectorStep)
+            step.roofline(config) if isinstance(step, UnitStep)
             else step_roofline(config, step, macs[step.layer.name]) for step in steps
         ),
         plans=tuple(
-            step.describe() if isinstance(step, VectorStep) else step.plan.describe()
+            step.describe() if isinstance(step, UnitStep) else step.plan.describe()
             for step in steps
         ),
-        planned_read_bytes=WORD_BYTES * sum(
-            vector_read_words(step) if isinstance(step, VectorStep)
+        step_reads=tuple(
+            step.read_words() if isinstance(step, UnitStep)
             else planned_read_words(config, step) for step in steps
         ),
         layer_names=tuple(layer.name for layer in layers),
-        memories=_memories(layers, choices, tensors, blocks, wanted),
+        memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed),
         network=network if isinstance(network, Network) else None,
     )
     if check:
@@ -334,10 +337,10 @@ def _in_hbm(layers: list[Layer], choices: Mapping[int, Choice], outputs: set[str
 
 def _steps(
     memory: Memory, layers: list[Layer], choices: Mapping[int, Choice], tensors: dict[str, Tensor]
-) -> list[Step | VectorStep]:
+) -> list[Step | UnitStep]:
     """Every layer's steps in order, with weights, parameters and tables laid out."""
     config = memory.config
-    steps: list[Step | VectorStep] = []
+    steps: list[Step | UnitStep] = []
     by_layer: dict[int, list[Step]] = {}
     limit = min((plan.frames_base for each in choices.values() for plan in each.plans),
                 default=config.scratchpad.words)
@@ -349,11 +352,14 @@ def _steps(
             ]
             steps += by_layer[index]
         elif isinstance(layer, VectorLayer):
-            words, base = constants_of(layer), 0
-            if len(words):
-                base = memory.allocate(len(words), f"the table of {layer.name}")
-                memory.put(base, words)
+            base = _constants(memory, layer, constants_of(layer))
             steps.append(plan_vector(config, layer, tensors, limit, base))
+        elif isinstance(layer, AttentionLayer):
+            base = _constants(memory, layer, attention_constants(layer))
+            steps.append(plan_attention(config, layer, tensors, limit, base))
+        elif isinstance(layer, GatherLayer):
+            base = _constants(memory, layer, table_words(layer))
+            steps.append(plan_gather(config, layer, tensors, limit, base))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
     for index, choice in choices.items():
@@ -361,6 +367,15 @@ def _steps(
             step.landings = [(edge, _landings(by_layer[edge.reader][0], edge))
                              for edge in choice.filled]
     return steps
+
+
+def _constants(memory: Memory, layer: Layer, words: Bytes) -> int:
+    """First HBM word of a layer's tables, laid out; 0 if there are none."""
+    if not len(words):
+        return 0
+    base = memory.allocate(len(words), f"the tables of {layer.name}")
+    memory.put(base, words)
+    return base
 
 
 def _landings(reader: Step, edge: Edge) -> list[Landing]:
@@ -400,38 +415,50 @@ def _fill_lanes(layers: list[Layer]) -> tuple[list[Layer], Blocks]:
 
 
 def _tensors(
-    memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str], outputs: set[str]
+    memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str], outputs: set[str],
+    parts: dict[str, Part], viewed: dict[str, Operand],
 ) -> dict[str, Tensor]:
     """The tensors that lie in HBM; those that never live at one time may share addresses."""
-    tensors = _all_tensors(layers, blocks)
-    items = [item for item in lifetimes(layers, tensors, outputs) if item.name in in_hbm]
+    tensors = _all_tensors(layers, blocks, viewed)
+    items = [item for item in lifetimes(layers, tensors, outputs, parts) if item.name in in_hbm]
     placement = place(items)
     area = memory.allocate(placement.high_water, "activations", TENSOR_ALIGN)
-    return {
+    placed = {
         item.name: replace(tensors[item.name], base=area + offset)
         for item, offset in zip(items, placement.offsets, strict=True)
     }
+    for name in parts:
+        root = root_of(name, parts)
+        whole = placed[root.whole]
+        base = whole.base + root.group * whole.plane + root.pixel
+        placed[name] = replace(tensors[name], base=base, pitch=whole.plane)
+    _check_whole(layers, placed)
+    return placed
 
 
-def _all_tensors(layers: list[Layer], blocks: Blocks) -> dict[str, Tensor]:
-    """Every tensor of ``layers`` without an address."""
+def _all_tensors(
+    layers: list[Layer], blocks: Blocks, viewed: dict[str, Operand]
+) -> dict[str, Tensor]:
+    """Every tensor of ``layers``, and of concatenations and slices, without an address."""
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        for end in (*layer.sources, layer.target):
-            known = tensors.get(end.name)
-            if known is None:
-                block = blocks.get(end.name, ((1, 1), (0, 0)))
-                tensors[end.name] = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
-            elif known.shape != tuple(end.shape) or known.is_signed != end.is_signed:
-                raise UserError(
-                    f"layer {layer.name}: tensor {end.name} is {known.shape}, {end.shape} expected"
-                )
+    ends = [(layer.name, end) for layer in layers for end in (*layer.sources, layer.target)]
+    for name, end in [*ends, *viewed.items()]:
+        known = tensors.get(end.name)
+        if known is None:
+            block = blocks.get(end.name, ((1, 1), (0, 0)))
+            tensors[end.name] = Tensor(end.name, end.shape, 0, end.is_signed, end.zero, *block)
+        elif known.shape != tuple(end.shape) or known.is_signed != end.is_signed:
+            raise UserError(
+                f"layer {name}: tensor {end.name} is {known.shape}, {end.shape} expected"
+            )
     return tensors
 
 
-def _memories(layers, choices, tensors, blocks, outputs) -> dict[str, tuple[Item, ...]]:
+def _memories(
+    layers, choices, tensors, blocks, outputs, parts, viewed
+) -> dict[str, tuple[Item, ...]]:
     """What was placed where, in bytes, see `Program.memories`."""
-    activations = lifetimes(layers, _all_tensors(layers, blocks), outputs)
+    activations = lifetimes(layers, _all_tensors(layers, blocks, viewed), outputs, parts)
     edges = [edge for choice in choices.values() for edge in (choice.source, choice.residual)
              if edge]
     scratchpad = areas(choices, edges) if edges else []
@@ -442,19 +469,41 @@ def _memories(layers, choices, tensors, blocks, outputs) -> dict[str, tuple[Item
             for name, items in found.items()}
 
 
+def _check_whole(layers: list[Layer], tensors: Mapping[str, Tensor]) -> None:
+    """Convolutions read whole tensors only."""
+    for layer in layers:
+        if isinstance(layer, ConvLayer) and layer.input_name in tensors:
+            tensor = tensors[layer.input_name]
+            if tensor.plane != tensor.pixels:
+                raise UserError(f"layer {layer.name}: it reads {tensor.name}, a part of another "
+                                "tensor: not supported")
+
+
 def lifetimes(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], outputs: set[str]
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor], outputs: set[str],
+    parts: Mapping[str, Part] | None = None,
 ) -> list[Item]:
     """Every tensor from the layer that makes it to the last that reads it; inputs are there from
-    the start, outputs to the end. Sizes in words."""
+    the start, outputs to the end. A tensor with ``parts`` lives as long as any of them, and stands
+    for them. Sizes in words."""
+    parts = parts or {}
     first = {layer.target.name: index for index, layer in enumerate(layers)}
     last = {source.name: index for index, layer in enumerate(layers) for source in layer.sources}
+    made = {part.whole for part in parts.values()} - set(parts)
+    begin: dict[str, int] = {}
+    end: dict[str, int] = {}
+    for name in tensors:
+        root = root_of(name, dict(parts)).whole if parts else name
+        born = first.get(name, 0)
+        died = len(layers) if name in outputs else max(last.get(name, 0), born)
+        if not (name == root and root in made and name not in first):  # only its parts are written
+            begin[root] = min(begin.get(root, born), born)
+        end[root] = max(end.get(root, died), died)
     return [
         Item(
-            name, -(-tensor.words // TENSOR_ALIGN) * TENSOR_ALIGN, first.get(name, 0),
-            len(layers) if name in outputs else max(last.get(name, 0), first.get(name, 0)),
+            name, -(-tensor.words // TENSOR_ALIGN) * TENSOR_ALIGN, begin.get(name, 0), end[name],
         )
-        for name, tensor in tensors.items()
+        for name, tensor in tensors.items() if name not in parts
     ]
 
 
@@ -468,20 +517,7 @@ def _place(
         if plan.channel_range(c)[0] < plan.channel_range(c)[1]
     ]
     weights = {c: plan_weights(plan, c, cuts) for c in active}
-    params, tables = {}, []
-    if layer.residual:
-        table = np.asarray(layer.residual.table, np.float32)
-        tables.append(table.view(np.uint8).reshape(-1, WORD_BYTES))
-    if layer.table is not None:
-        tables.append(np.asarray(layer.table, np.uint8).reshape(-1, WORD_BYTES))
-    for c in active:
-        groups = range(*plan.channel_range(c))
-        words = np.concatenate([parameter_words(layer, plan.shape, groups), *tables])
-        params[c] = memory.allocate(len(words), f"parameters of {layer.name}")
-        memory.put(params[c], words)
-    bases, stride = _weight_area(memory, layer, plan, weights)
-    for c in active:
-        _put_weights(memory, layer, plan, weights[c], c, bases[c], stride)
+    params, bases, stride = _laid_out(memory, layer, plan, weights, cuts)
     work = {
         (p, c): schedule(plan, weights[c], p, c, cuts)
         for p in range(plan.split.pixel_parts) for c in active
@@ -494,6 +530,39 @@ def _place(
         else None,
         source_edge=choice.source, residual_edge=choice.residual,
     )
+
+
+def _laid_out(
+    memory: Memory, layer: ConvLayer, plan: Plan, weights: Mapping[int, Weights],
+    cuts: tuple[int, ...],
+) -> tuple[dict[int, int], dict[int, int], int]:
+    """Parameters and weight blocks: (first word of each part's, of its blocks, block stride).
+
+    Layers with the very same arrays, as the steps of a decoder have, share them.
+    """
+    residual = layer.residual and layer.residual.table
+    arrays = (layer.weights, layer.bias, layer.scale, residual, layer.table)
+    key = (*map(id, arrays), plan.split, plan.groups, plan.mode, plan.batch, plan.parts, cuts,
+           plan.share_weights, plan.chunk_pixels, plan.tail)
+    if key in memory.shared:
+        return memory.shared[key]
+    params: dict[int, int] = {}
+    tables: list[Bytes] = []
+    if layer.residual:
+        table = np.asarray(layer.residual.table, np.float32)
+        tables.append(table.view(np.uint8).reshape(-1, WORD_BYTES))
+    if layer.table is not None:
+        tables.append(np.asarray(layer.table, np.uint8).reshape(-1, WORD_BYTES))
+    for c in weights:
+        groups = range(*plan.channel_range(c))
+        words = np.concatenate([parameter_words(layer, plan.shape, groups), *tables])
+        params[c] = memory.allocate(len(words), f"parameters of {layer.name}")
+        memory.put(params[c], words)
+    bases, stride = _weight_area(memory, layer, plan, weights)
+    for c in weights:
+        _put_weights(memory, layer, plan, weights[c], c, bases[c], stride)
+    memory.shared[key] = params, bases, stride
+    return memory.shared[key]
 
 
 def _weight_area(

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of the vector engine: pooling and element-wise layers, from HBM through a tile to HBM.
+"""Steps of the vector engine: pools, element-wise layers, rows; from HBM through a tile to HBM.
 
 The output is cut into *units* (output groups by output pixels, whole rows for pooling) that are
 dealt to the tiles. Two input and two output slots, so that loads, work and stores overlap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +27,53 @@ from emu.compiler.stream import (
 from emu.config import WORD_BYTES, Config
 from emu.errors import UserError
 from emu.isa import Opcode, Queue, VectorOp
-from emu.network.layers import AddLayer, MultiplyLayer, PoolLayer, TableLayer
+from emu.network.layers import (
+    AddLayer,
+    MultiplyLayer,
+    NormLayer,
+    PoolLayer,
+    SoftmaxLayer,
+    TableLayer,
+)
+from emu.normalise import NormParameters, norm_parameters, parameter_words
+from emu.softmax import softmax_factor, softmax_table
 
 if TYPE_CHECKING:
     from emu.compiler.emit import Emitter
 
-VectorLayer = PoolLayer | AddLayer | MultiplyLayer | TableLayer
+RowLayer = NormLayer | SoftmaxLayer
+VectorLayer = PoolLayer | AddLayer | MultiplyLayer | TableLayer | RowLayer
 LANES = 16
 SLOTS = 2
+ROW_CYCLES = 4
+"""Least cycles a word of softmax or normalisation: three passes over it and a write."""
 MAX_PIXELS = 16383
 """Of one command: its width field."""
+
+
+class UnitStep:
+    """A step whose work is dealt to the tiles in units, each of which goes its own way from HBM to
+    HBM; every tile in ``work`` ends its part with `Emitter.barrier_signal`.
+
+    layer, work: The layer; tile to its units.
+    """
+
+    layer: Any
+    work: Mapping[Tile, Any]
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+    def emit(self, emitter: "Emitter", index: int, tile: Tile) -> None:
+        """Add one tile's commands of step number ``index``."""
+        raise NotImplementedError
+
+    def roofline(self, config: Config) -> Roofline:
+        raise NotImplementedError
+
+    def read_words(self) -> int:
+        """Words that the step's loads read from HBM."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -64,7 +101,7 @@ class Unit:
 
 
 @dataclass
-class VectorStep:
+class VectorStep(UnitStep):
     """A planned vector layer: units by tile and the scratchpad's areas."""
 
     layer: VectorLayer
@@ -88,6 +125,44 @@ class VectorStep:
         units = sum(len(units) for units in self.work.values())
         return f"vector, {units} unit{'s' if units > 1 else ''} on {len(self.work)} tiles"
 
+    def emit(self, emitter: "Emitter", index: int, tile: Tile) -> None:
+        TileVectorStep(emitter, index, self, tile).emit()
+
+    def roofline(self, config: Config) -> Roofline:
+        """Compute: a word in as many cycles as reads, mostly two or more."""
+        layer, sources = self.layer, len(self.sources)
+        taps = layer.kernel[0] * layer.kernel[1] if isinstance(layer, PoolLayer) else sources
+        least = 1 if isinstance(layer, TableLayer) else 2
+        if isinstance(layer, RowLayer):
+            least = ROW_CYCLES
+        compute = max(sum(u.out_words for u in units) for units in self.work.values())
+        inbound = max(
+            sum(sources * u.in_words for u in units) + self.constant_words
+            for units in self.work.values()
+        )
+        reads = {tensor.name: tensor.words for tensor in self.sources}
+        total = sum(reads.values()) + self.constant_words + self.target.words
+        return Roofline(
+            name=layer.name, compute=compute * max(taps, least), hbm=total / config.hbm.channels,
+            inbound=inbound, reads=reads, constant_words=self.constant_words,
+            write_words=self.target.words, macs=0,
+        )
+
+    def read_words(self) -> int:
+        """Rows that two units need are counted twice."""
+        return sum(
+            self.constant_words + sum(len(self.sources) * u.in_words for u in units)
+            for units in self.work.values()
+        )
+
+
+def norm_of(layer: NormLayer) -> NormParameters:
+    """The integers that a normalisation computes with."""
+    return norm_parameters(
+        layer.gamma, layer.beta, in_scale=layer.x_scale, out_scale=layer.y_scale,
+        epsilon=layer.epsilon,
+    )
+
 
 def constants_of(layer: VectorLayer) -> NDArray[np.uint8]:
     """The words of a layer's table, none if it has none."""
@@ -95,6 +170,10 @@ def constants_of(layer: VectorLayer) -> NDArray[np.uint8]:
         raw = np.asarray(layer.table, np.float32).view(np.uint8)
     elif isinstance(layer, TableLayer):
         raw = np.asarray(layer.table, np.uint8)
+    elif isinstance(layer, SoftmaxLayer):
+        raw = softmax_table(layer.source.shape[1], layer.x_scale).view(np.uint8)
+    elif isinstance(layer, NormLayer):
+        raw = parameter_words(norm_of(layer))
     else:
         raw = np.zeros(0, np.uint8)
     return raw.reshape(-1, WORD_BYTES)
@@ -149,7 +228,7 @@ def plan_vector(
     pixels = height if isinstance(layer, PoolLayer) else n * height * width
     words, sources = len(constants_of(layer)), len(layer.sources)
     tiles, best = config.mesh.tiles, None
-    for group_parts in _counts(groups):
+    for group_parts in (1,) if isinstance(layer, RowLayer) else _counts(groups):
         for pixel_parts in _counts(pixels):
             units = _units(layer, group_parts, pixel_parts)
             into, out = max(u.in_words for u in units), max(u.out_words for u in units)
@@ -255,10 +334,12 @@ class TileVectorStep:
         layer, target = self.step.layer, self.step.layer.target
         first = layer.sources[0]
         fields = {"a_signed": int(first.is_signed), "out_zero": target.zero}
-        if not isinstance(layer, TableLayer):
+        if not isinstance(layer, TableLayer | RowLayer):
             fields |= {"clip_low": layer.clip_low, "clip_high": layer.clip_high}
         if isinstance(layer, TableLayer):
             return fields | {"op": VectorOp.TABLE}
+        if isinstance(layer, RowLayer):
+            return fields | self._row_operation(layer)
         if isinstance(layer, PoolLayer) and layer.kind == "max":
             return fields | {"op": VectorOp.MAX_POOL}
         scale = int(np.float32(layer.scale).view(np.uint32))
@@ -270,6 +351,18 @@ class TileVectorStep:
         return fields | {
             "op": VectorOp.MULTIPLY, "a_zero": first.zero, "b_signed": int(second.is_signed),
             "b_zero": second.zero, "scale0": scale,
+        }
+
+    @staticmethod
+    def _row_operation(layer: RowLayer) -> dict[str, int]:
+        low = -128 if layer.target.is_signed else 0
+        fields = {"channels": layer.source.shape[1], "clip_low": low, "clip_high": low + 255}
+        if isinstance(layer, SoftmaxLayer):
+            return fields | {"op": VectorOp.SOFTMAX, "scale0": softmax_factor(layer.y_scale)}
+        epsilon = norm_of(layer).epsilon
+        return fields | {
+            "op": VectorOp.LAYER_NORM, "a_zero": layer.source.zero,
+            "scale0": epsilon & 0xFFFFFFFF, "scale1": epsilon >> 32,
         }
 
     def _store(self, number: int, unit: Unit) -> None:
@@ -289,31 +382,4 @@ class TileVectorStep:
         )
 
 
-def vector_roofline(config: Config, step: VectorStep) -> Roofline:
-    """Bounds of a vector step; compute: a word in as many cycles as reads, mostly two or more."""
-    layer, sources = step.layer, len(step.sources)
-    taps = layer.kernel[0] * layer.kernel[1] if isinstance(layer, PoolLayer) else sources
-    least = 1 if isinstance(layer, TableLayer) else 2
-    compute = max(sum(u.out_words for u in units) for units in step.work.values())
-    inbound = max(
-        sum(sources * u.in_words for u in units) + step.constant_words
-        for units in step.work.values()
-    )
-    reads = {tensor.name: tensor.words for tensor in step.sources}
-    total = sum(reads.values()) + step.constant_words + step.target.words
-    return Roofline(
-        name=layer.name, compute=compute * max(taps, least), hbm=total / config.hbm.channels,
-        inbound=inbound, reads=reads, constant_words=step.constant_words,
-        write_words=step.target.words, macs=0,
-    )
-
-
-def vector_read_words(step: VectorStep) -> int:
-    """Words that the step's loads read from HBM, rows that two units need counted twice."""
-    return sum(
-        step.constant_words + sum(len(step.sources) * u.in_words for u in units)
-        for units in step.work.values()
-    )
-
-
-__all__ = ["TileVectorStep", "VectorLayer", "VectorStep", "plan_vector", "vector_roofline"]
+__all__ = ["RowLayer", "TileVectorStep", "UnitStep", "VectorLayer", "VectorStep", "plan_vector"]

@@ -91,7 +91,7 @@ class Composer:
         a Clip follows, from the zero point to so many steps above it.
         """
         pad = (kernel - 1) // 2
-        layer, weight_scale, scale = self._calibrated(
+        layer, weight_scale, scale = self.calibrated(
             name, x, outputs, kernel, stride, pad, groups, rectified, ceiling
         )
         linear = f"{name}.linear" if ceiling else name
@@ -112,7 +112,7 @@ class Composer:
         rows = len(x.sample)
         flat = Value(f"{name}.flat", x.scale, x.zero, x.sample.reshape(rows, -1, 1, 1))
         self._node("Flatten", [x.name], flat.name, axis=1)
-        layer, weight_scale, scale = self._calibrated(name, flat, outputs, 1, 1, 0, 1, False, 0)
+        layer, weight_scale, scale = self.calibrated(name, flat, outputs, 1, 1, 0, 1, False, 0)
         y = Value(name, scale, layer.y_zero, run_layer(layer, flat.sample))
         weights = layer.weights.reshape(outputs, -1)
         *first, bias = self._operands(name, flat, y, weights, weight_scale, layer.bias)
@@ -132,7 +132,7 @@ class Composer:
             self.constant(f"{name}.bias", bias),
         ]
 
-    def _calibrated(
+    def calibrated(
         self, name: str, x: Value, outputs: int, kernel: int, stride: int, pad: int, groups: int,
         rectified: bool, ceiling: int,
     ) -> tuple[ConvLayer, NDArray[np.float32], np.float32]:

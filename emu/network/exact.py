@@ -13,13 +13,16 @@ from emu import requantise as rq
 from emu.network.layers import (
     AddLayer,
     AttentionLayer,
+    ConcatLayer,
     ConvLayer,
+    GatherLayer,
     Layer,
     MultiplyLayer,
     Network,
     NormLayer,
     PoolLayer,
     Residual,
+    SliceLayer,
     SoftmaxLayer,
     TableLayer,
 )
@@ -168,6 +171,18 @@ def _attention(layer: AttentionLayer, q: NDArray, k: NDArray, v: NDArray) -> NDA
     return y.transpose(0, 2, 1).reshape(layer.target.shape)
 
 
+def _slice(layer: SliceLayer, x: NDArray) -> NDArray:
+    _, channels, _, pixels = layer.target.shape
+    return x[:, layer.channel : layer.channel + channels, :, layer.pixel : layer.pixel + pixels]
+
+
+def _gather(layer: GatherLayer, numbers: NDArray) -> NDArray:
+    """The source holds the bytes of four uint32 in each pixel."""
+    words = np.ascontiguousarray(numbers.reshape(16, -1).T).view(np.uint32).reshape(-1)
+    _, channels, _, count = layer.target.shape
+    return layer.table[words[:count]].T.reshape(1, channels, 1, count)
+
+
 _KINDS: dict[type, Callable[..., NDArray]] = {
     ConvLayer: _convolve,
     PoolLayer: _pool,
@@ -177,6 +192,10 @@ _KINDS: dict[type, Callable[..., NDArray]] = {
     NormLayer: _norm,
     SoftmaxLayer: _softmax,
     AttentionLayer: _attention,
+    ConcatLayer: lambda layer, *values: np.concatenate(
+        values, axis=3 if layer.axis == "tokens" else 1),
+    GatherLayer: _gather,
+    SliceLayer: _slice,
 }
 
 

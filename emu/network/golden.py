@@ -24,7 +24,11 @@ from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
 SATURATION = "u8s8_saturation"
 """Condition: ONNX Runtime saturated uint8 x int8 products; the outputs are the exact ones."""
+INTEGERS = "integer_definition"
+"""Condition: no operators of ONNX Runtime say the same; the outputs are those of `exact`."""
 EXPLAIN = {
+    INTEGERS: "ONNX Runtime has no integer operator for some layers; outputs are compared with "
+    "their integer definition",
     SATURATION: "ONNX Runtime saturates uint8 x int8 products on this machine (no VNNI); outputs "
     "are compared with exact integer arithmetic instead",
 }
@@ -101,6 +105,8 @@ def evaluate(network: Network, inputs: Mapping[str, NDArray]) -> Golden:
     """
     check_inputs(network, dict(inputs), network.name)
     ours = exact(network, inputs)
+    if network.model is None:
+        return Golden(ours, (INTEGERS,))
     theirs = run_onnxruntime(network, inputs)
     wrong = sum(int(np.count_nonzero(theirs[name] != ours[name])) for name in ours)
     if wrong == 0:

@@ -52,6 +52,22 @@ class Tensor:
         return (flat if self.order is None else flat[self.order]).reshape(self.shape)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IndexTensor(Tensor):
+    """An int32 graph tensor of one dimension, which numbers rows of tables of ``limit`` rows."""
+
+    limit: int
+
+    def to_layer(self, values: NDArray) -> NDArray:
+        padded = np.zeros(4 * self.layer_shape[3], np.uint32)
+        padded[: values.size] = values
+        return padded.view(np.uint8).reshape(-1, 16).T.reshape(self.layer_shape)
+
+    def from_layer(self, values: NDArray) -> NDArray:
+        words = np.ascontiguousarray(values.reshape(16, -1).T)
+        return words.view(np.uint32).reshape(-1)[: self.shape[0]].astype(np.int32)
+
+
 @dataclass(frozen=True)
 class Operand:
     """A layer tensor as a layer reads or writes it: name, (N, C, H, W), signedness, zero point."""
@@ -292,9 +308,61 @@ class AttentionLayer(_WithoutWeights):
         return 2 * q.shape[1] * q.shape[3] * k.shape[3]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConcatLayer(_WithoutWeights):
+    """Sources side by side along W (tokens) or along the channels: of H = 1, one type and zero
+    point, else equal shapes; along the channels, multiples of 16 of them."""
+
+    name: str
+    sources: tuple[Operand, ...]
+    target: Operand
+    axis: Literal["tokens", "channels"] = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SliceLayer(_WithoutWeights):
+    """Channels from ``channel`` and, along W, pixels from ``pixel`` on, as many as the target has.
+
+    H = 1; ``channel`` is a multiple of 16.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    channel: int = 0
+    pixel: int = 0
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GatherLayer(_WithoutWeights):
+    """Rows of a table by number: an embedding.
+
+    source: Numbers, uint32, four a pixel of 16 uint8 channels (`IndexTensor`): (1, 16, 1, P).
+    target: (1, C, 1, T), T <= 4 P.
+    table: int8 or uint8 (rows, C), in the target's domain.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    table: NDArray[Any]
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+    @property
+    def weight_bytes(self) -> int:  # type: ignore[override]
+        return self.table.size
+
+
 Layer = (
     ConvLayer | PoolLayer | AddLayer | MultiplyLayer | TableLayer | NormLayer | SoftmaxLayer
-    | AttentionLayer
+    | AttentionLayer | ConcatLayer | SliceLayer | GatherLayer
 )
 
 
@@ -302,7 +370,9 @@ Layer = (
 class Network:
     """Layers in order of execution, the graph's inputs and outputs, and the model itself.
 
-    model: The golden ``onnx.ModelProto``: `emu.network.golden.golden` runs it.
+    model: The golden ``onnx.ModelProto``: `emu.network.golden.golden` runs it. None if no
+        operators of ONNX Runtime say the same: the integer definition (`emu.network.exact`) is
+        golden then.
     """
 
     name: str

@@ -7,14 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import UserError
-from emu.network.layers import Network
+from emu.network.layers import IndexTensor, Network
 
 
 def random_inputs(network: Network, seed: int = 1) -> dict[str, NDArray]:
-    """Uniform values over each input's whole type, by graph name."""
+    """Uniform values over each input's whole type, or its rows' numbers, by graph name."""
     rng = np.random.default_rng(seed)
     found = {}
     for tensor in network.inputs:
+        if isinstance(tensor, IndexTensor):
+            found[tensor.name] = rng.integers(0, tensor.limit, tensor.shape, np.int32)
+            continue
         info = np.iinfo(tensor.dtype)
         found[tensor.name] = rng.integers(
             info.min, info.max, tensor.shape, dtype=tensor.dtype, endpoint=True
@@ -62,5 +65,10 @@ def check_inputs(network: Network, arrays: dict[str, NDArray], where: str) -> No
                 f"{name} is {array.dtype}{list(array.shape)}, "
                 f"{tensor.dtype}{list(tensor.shape)} expected"
             )
+        elif isinstance(tensor, IndexTensor) and array.size and not (
+            array.min() >= 0 and array.max() < tensor.limit
+        ):
+            problems.append(f"{name} holds {array.min()} .. {array.max()}, "
+                            f"0 .. {tensor.limit - 1} expected")
     if problems:
         raise UserError(f"{where}: {'; '.join(problems)}")

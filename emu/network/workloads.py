@@ -17,18 +17,25 @@ from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
+from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual
+
+MAX_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A built-in workload: ``build(name, seed)`` makes its model."""
+    """A built-in workload: ``build(name, seed)`` makes its model, or the network itself.
+
+    steps: It takes ``steps=N``, from a name that ends in ``:N``.
+    """
 
     name: str
     description: str
     macs: int
     weight_bytes: int
-    build: Callable[[str, int], Any]
+    build: Callable[..., Any]
+    steps: bool = False
 
 
 def _square(inputs: int, outputs: int, size: int, kernel: int = 1, **more) -> Conv:
@@ -143,6 +150,20 @@ _NETWORKS = (
         "tiny.residual", "test: 32x32, three bottlenecks between two pools, a classifier",
         760_128, 7_344, tiny_residual,
     ),
+    Workload(
+        "gpt2_small.decode",
+        "one token (:N: N tokens) through 12 blocks, 768 wide, 12 heads, 128 tokens cached",
+        87_312_384, 84_934_656,
+        partial(decoder, layers=12, width=768, heads=12, cached=128), steps=True,
+    ),
+    Workload(
+        "tiny.transformer", "test: 20 tokens through 2 blocks, 64 wide, 4 heads",
+        2_068_480, 98_304, partial(encoder, layers=2, width=64, heads=4, tokens=20),
+    ),
+    Workload(
+        "tiny.decode", "test: one token (:N: N tokens) through 2 blocks, 64 wide, 13 tokens cached",
+        101_888, 98_304, partial(decoder, layers=2, width=64, heads=4, cached=13), steps=True,
+    ),
 )
 
 
@@ -164,6 +185,19 @@ def list_workloads() -> tuple[Workload, ...]:
     return tuple(WORKLOADS.values())
 
 
+def _steps(workload: Workload, count: str) -> dict[str, int]:
+    """The number behind a workload's name."""
+    if not workload.steps:
+        raise UserError(f"{workload.name}:{count}: {workload.name} takes no number of steps")
+    if not count:
+        return {"steps": 1}
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_STEPS):
+        raise UserError(
+            f"{workload.name}:{count}: a number of steps from 1 to {MAX_STEPS} expected"
+        )
+    return {"steps": int(count)}
+
+
 def load_network(name_or_path: str | Path) -> Network:
     """The network of a built-in workload or of an ONNX file, which ONNX Runtime accepts.
 
@@ -172,10 +206,13 @@ def load_network(name_or_path: str | Path) -> Network:
     UserError
         If there is neither such a workload nor such a file, or the file is refused.
     """
-    workload = WORKLOADS.get(str(name_or_path))
+    name, colon, count = str(name_or_path).partition(":")
+    workload = WORKLOADS.get(name)
     if workload is not None:
-        seed = zlib.crc32(workload.name.encode())
-        model = workload.build(workload.name, seed)
+        options = _steps(workload, count) if colon or workload.steps else {}
+        model = workload.build(workload.name, zlib.crc32(workload.name.encode()), **options)
+        if isinstance(model, Network):
+            return model
         return import_onnx(model.SerializeToString(), workload.name)
     path = Path(name_or_path)
     if not path.is_file():

@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 
+from emu.errors import UserError
 from emu.network.exact import exact
-from emu.network.golden import evaluate, random_inputs
+from emu.network.golden import INTEGERS, evaluate, random_inputs
 from emu.network.layers import ConvLayer
 from emu.network.workloads import WORKLOADS, list_workloads, load_network
 
@@ -15,7 +16,7 @@ REQUIRED = {
     "bert_base": "projection ffn1",
     "gpt2": "decode_qkv decode_ffn",
     "dlrm": "top",
-    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain residual",
+    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain residual transformer decode",
 }
 
 
@@ -40,12 +41,30 @@ def test_workload(name):
         workload.weight_bytes,
     )
     result = evaluate(network, random_inputs(network, 1))
+    if network.model is None:
+        assert result.conditions == (INTEGERS,)
+        for values in result.outputs.values():
+            assert np.unique(values).size > min(60, values.size // 2)
+            assert np.mean(np.abs(values.astype(int) + 0.5) > 127) < 0.05
+        return
     assert not result.conditions
     (values,) = result.outputs.values()
     layer = network.layers[-1]
     assert np.unique(values).size > min(60, values.size // 2)
     assert np.mean(values == layer.clip_low) < 0.6
     assert np.mean(values == layer.clip_high) < 0.05
+
+
+def test_steps():
+    one, three = load_network("tiny.decode"), load_network("tiny.decode:3")
+    assert three.macs > 3 * one.macs and three.outputs[0].shape == (1, 64, 1, 3)
+    assert len({id(layer.weights) for layer in three.layers if isinstance(layer, ConvLayer)}) == (
+        len([layer for layer in one.layers if isinstance(layer, ConvLayer)]))
+    for name in ("tiny.decode:0", "tiny.decode:x", "tiny.decode:65"):
+        with pytest.raises(UserError, match="a number of steps from 1 to 64 expected"):
+            load_network(name)
+    with pytest.raises(UserError, match="resnet50 takes no number of steps"):
+        load_network("resnet50:2")
 
 
 def test_weights_are_reproducible():

@@ -123,7 +123,7 @@ def test_chip_and_interpreter_agree(image, simulator):
         raw[x, y] = [data[k : k + COMMAND_BYTES] for k in range(0, len(data), COMMAND_BYTES)]
     hand = Program(
         config=config, streams=raw, words=words, tensors={}, input_names=(), output_names=(),
-        rooflines=(), plans=(), planned_read_bytes=0,
+        rooflines=(), plans=(), step_reads=(),
     )
     got = from_channels(config, on_chip(hand, hand.image({}), simulator))[: len(words)]
     want = Interpreter(config, words.copy()).run()
