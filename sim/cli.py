@@ -93,6 +93,18 @@ def build_parser() -> argparse.ArgumentParser:
     dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
+    quantise = commands.add_parser("quantize", help="make a QDQ model of a float one")
+    quantise.add_argument("model", help="float .onnx file")
+    quantise.add_argument("--calibrate", required=True, metavar="F.npz",
+                          help="samples by input name, along the first axis")
+    quantise.add_argument("-o", "--output", required=True, metavar="Q.onnx")
+    quantise.add_argument("--observer", default="min_max", metavar="O",
+                          help="min_max (default) or percentile")
+    quantise.add_argument("--percentile", type=float, default=99.99, metavar="P",
+                          help="of values kept, for the percentile observer (default: 99.99)")
+    quantise.add_argument("--int4", default="", metavar="NODE,...",
+                          help="nodes whose weights get 4 bits, or all")
+
     plan = commands.add_parser("plan", help="how a network's tensors share memory")
     plan.add_argument("workload", help="built-in name (see headrace list) or .onnx file")
     _add_machine(plan)
@@ -248,6 +260,20 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
         raise RunError(f"{result['violations']} commands broke a timing rule of the DRAM")
 
 
+def _quantise(arguments: argparse.Namespace, console: Console) -> None:
+    from emu.network.quantise import Options, quantise
+    from sim.files import check_writable, write
+
+    check_writable(arguments.output)
+    names = tuple(name for name in arguments.int4.split(",") if name)
+    model = quantise(arguments.model, arguments.calibrate, Options(
+        observer=arguments.observer, percentile=arguments.percentile, int4=names))
+    write(arguments.output, model.SerializeToString())
+    count = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    console.print(f"{arguments.output}: {len(model.graph.node)} nodes, {count} quantisers; "
+                  f"headrace run {arguments.output} runs it", soft_wrap=True)
+
+
 def _plan(arguments: argparse.Namespace, console: Console) -> None:
     from sim.files import check_writable
     from sim.plan import plan
@@ -306,7 +332,7 @@ def _doctor(arguments: argparse.Namespace, console: Console) -> None:
 
 
 HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "mesh": _mesh,
-            "plan": _plan,
+            "plan": _plan, "quantize": _quantise,
             "list": _list, "doctor": _doctor}
 
 

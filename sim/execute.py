@@ -28,7 +28,7 @@ import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
-from emu.network.golden import Golden, evaluate, load_inputs, random_inputs
+from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
@@ -280,6 +280,10 @@ def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any
     progress("comparing with ONNX Runtime")
     outputs = program.outputs(simulated.pop("image"))
     verified = _compare(job.expected, outputs)
+    if program.network is not None and program.network.boundary:
+        count, wrong = qdq_mismatches(program.network, job.inputs, job.expected.outputs)
+        verified["qdq"] = {"outputs": count, "mismatches": wrong}
+        verified["host"] = program.network.boundary.host_operators()
     try:
         result = measure(program, simulated, job.workload)
     except ConservationError as error:

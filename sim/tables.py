@@ -36,6 +36,11 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     head.add_row("MAC utilisation", _percent(result["mac_utilisation"]))
     head.add_row("HBM utilisation", _percent(result["hbm_utilisation"]))
     head.add_row("prefetch", ", ".join(f"{k} {v:,}" for k, v in result["prefetch"].items()))
+    if "qdq" in verified:
+        head.add_row("against the QDQ model", f"{verified['qdq']['mismatches']:,} of "
+                     f"{verified['qdq']['outputs']:,} outputs differ")
+        for name, text in verified["host"].items():
+            head.add_row("on the host", f"{name} ({text})")
     host = result["host"]
     head.add_row("simulation", f"{host['simulator']}, {host['run_seconds']:.2f} s, "
                  f"{host['kilocycles_per_second']:.1f} kHz")

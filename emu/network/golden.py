@@ -10,7 +10,7 @@ then, the golden result is the exact one, and `Golden.conditions` says so.
 import platform
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from emu.errors import UserError
 from emu.network.exact import exact
 from emu.network.graph import one_line
 from emu.network.layers import ConvLayer, Network
+from emu.network.qdq import to_integers
 from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
 SATURATION = "u8s8_saturation"
@@ -120,6 +121,32 @@ def evaluate(network: Network, inputs: Mapping[str, NDArray]) -> Golden:
         f"{network.name}: ONNX Runtime {onnxruntime.__version__} on {platform.machine()} differs "
         f"from exact integer arithmetic in {wrong} outputs: this version is not a golden model here"
     )
+
+
+def qdq_mismatches(
+    network: Network, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]
+) -> tuple[int, int]:
+    """(outputs, how many differ) between a QDQ network's integers and its original model, which
+    ONNX Runtime runs in float between its quantisers; a step of rounding here and there is usual.
+
+    Raises
+    ------
+    UserError
+        If ONNX Runtime fails.
+    """
+    boundary = network.boundary
+    names = list(boundary.outputs)
+    runner = session(replace(network, model=boundary.original, boundary=None))
+    try:
+        values = runner.run(names, boundary.reals(inputs))
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(f"{network.name}: ONNX Runtime fails: {one_line(error)}") from None
+    wrong = total = 0
+    for name, value in zip(names, values, strict=True):
+        total += value.size
+        theirs = to_integers(value, boundary.outputs[name])
+        wrong += int(np.count_nonzero(theirs != outputs[name]))
+    return total, wrong
 
 
 def golden(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:

@@ -43,6 +43,8 @@ SUPPORTED = {
     ("", "Identity"),
 }
 """(domain, operator) of the nodes that the importer knows; Constant nodes are folded before."""
+FLOAT = ("Conv", "Gemm", "MatMul", "Add", "Softmax", "LayerNormalization", "BatchNormalization")
+"""Operators that are computed in float."""
 _STANDARD = ("", "ai.onnx")
 _TYPES = {2: "uint8", 3: "int8"}
 
@@ -94,7 +96,7 @@ class Graph:
             raise UserError(f"{name}: model-local functions are not supported: inline them")
         if model.graph.sparse_initializer:
             raise UserError(f"{name}: sparse initialisers are not supported")
-        self.constants = _constants(model.graph, name)
+        self.constants = constants_of(model.graph, name)
         self.outputs = [_value(v) for v in model.graph.output]
         self.nodes = self._live(
             [Node(n, name) for n in model.graph.node if n.op_type != "Constant"]
@@ -127,8 +129,8 @@ class Graph:
             f"{node.domain + '.' if node.domain else ''}{node.op} {node.name}" for node in bad
         )
         hint = ""
-        if any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in bad):
-            hint = " (quantise in the QOperator format, without QuantizeLinear/DequantizeLinear)"
+        if any(node.op in FLOAT for node in bad):
+            hint = ": a float model? headrace quantize makes a quantised one of it"
         raise UserError(f"{self.name}: unsupported nodes: {listed}{hint}")
 
     def _input(self, info: Any) -> Value:
@@ -185,7 +187,14 @@ def _value(info: Any) -> Value:
     return Value(info.name, tuple(d.dim_value for d in tensor.shape.dim), dtype)
 
 
-def _constants(graph: Any, name: str) -> dict[str, NDArray]:
+def constants_of(graph: Any, name: str) -> dict[str, NDArray]:
+    """Initialisers and Constant nodes by name.
+
+    Raises
+    ------
+    UserError
+        If one is damaged.
+    """
     from onnx import numpy_helper
 
     found = {}

@@ -9,6 +9,7 @@ where nothing else reads what that makes; if not, they are layers of their own.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from emu.errors import UserError
 from emu.network.drafts import Buffer, Draft, Source, View, in_order
-from emu.network.graph import Graph, Node, load_model
+from emu.network.graph import Graph, Node, constants_of, load_model
 from emu.network.layers import Network, Shape4, Tensor
+from emu.network.qdq import convert, is_qdq
 from emu.network.readers import elements, pools, rows, views, weighted
 
 
@@ -159,7 +161,11 @@ def import_onnx(source: str | Path | bytes, name: str | None = None) -> Network:
     """
     if name is None:
         name = "model" if isinstance(source, bytes) else str(source)
-    return Importer(Graph(load_model(source, name), name)).run()
+    model, boundary = load_model(source, name), None
+    if is_qdq(model):
+        model, boundary = convert(model, constants_of(model.graph, name), name)
+        model = load_model(model.SerializeToString(), name)
+    return replace(Importer(Graph(model, name)).run(), boundary=boundary)
 
 
 __all__ = ["Importer", "import_onnx"]

@@ -373,6 +373,8 @@ class Network:
     model: The golden ``onnx.ModelProto``: `emu.network.golden.golden` runs it. None if no
         operators of ONNX Runtime say the same: the integer definition (`emu.network.exact`) is
         golden then.
+    boundary: Of a QDQ model, what the host does at its float inputs and outputs
+        (`emu.network.qdq.Boundary`).
     """
 
     name: str
@@ -380,6 +382,7 @@ class Network:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     model: Any = field(repr=False)
+    boundary: Any = None
 
     @property
     def macs(self) -> int:

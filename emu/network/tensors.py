@@ -42,6 +42,12 @@ def load_inputs(network: Network, path: str | Path) -> dict[str, NDArray]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:  # a damaged archive or array fails in many ways
         raise UserError(f"{path}: not an .npz file of plain arrays (numpy.savez)") from None
+    if network.boundary:  # floats of a QDQ model are quantised here, on the host
+        arrays = {
+            name: network.boundary.quantise(name, value)
+            if name in network.boundary.inputs and value.dtype.kind == "f" else value
+            for name, value in arrays.items()
+        }
     check_inputs(network, arrays, str(path))
     return arrays
 
