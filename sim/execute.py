@@ -28,6 +28,7 @@ import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
+from emu.network import trained
 from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
@@ -260,7 +261,7 @@ def _prepare(
     network = load_network(workload)
     inputs = (
         load_inputs(network, options.inputs) if options.inputs
-        else random_inputs(network, options.seed)
+        else trained.samples(workload, network) or random_inputs(network, options.seed)
     )
     progress("compiling")
     return _Job(
@@ -288,6 +289,14 @@ def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any
         result = measure(program, simulated, job.workload)
     except ConservationError as error:
         raise RunError(f"{error}; replay: {replay}") from None
+    task = None if options.inputs else trained.score(result["workload"], outputs)
+    if task:
+        golden = trained.score(result["workload"], job.expected.outputs)
+        assert golden is not None
+        task["golden_correct"] = golden["correct"]
+        task["same_predictions"] = sum(
+            a == b for a, b in zip(task["predictions"], golden["predictions"], strict=True))
+        result["task"] = task
     result |= {
         "schema": SCHEMA,
         "verified": verified,

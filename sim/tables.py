@@ -41,6 +41,11 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
                      f"{verified['qdq']['outputs']:,} outputs differ")
         for name, text in verified["host"].items():
             head.add_row("on the host", f"{name} ({text})")
+    if "task" in result:
+        task = result["task"]
+        head.add_row("held-out samples right", f"{task['correct']} of {task['samples']} "
+                     f"({_percent(task['accuracy'])}); ONNX Runtime {task['golden_correct']}, "
+                     f"same prediction for {task['same_predictions']}")
     host = result["host"]
     head.add_row("simulation", f"{host['simulator']}, {host['run_seconds']:.2f} s, "
                  f"{host['kilocycles_per_second']:.1f} kHz")

@@ -17,6 +17,7 @@ from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
+from emu.network.trained import digits
 from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual
 
@@ -145,6 +146,9 @@ _NETWORKS = (
     ),
     Workload(
         "mobilenetv2", "whole, 224x224, 1000 classes, ReLU6", 300_774_272, 3_469_760, mobilenetv2
+    ),
+    Workload(
+        "digits", "trained CNN, 360 held-out 8x8 digits at once", 215_884_800, 23_824, digits,
     ),
     Workload(
         "tiny.residual", "test: 32x32, three bottlenecks between two pools, a classifier",
