@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.emit import Emitter
+from emu.compiler.fit import MAX_FRAMES
 from emu.compiler.gather_step import plan_gather, table_words
 from emu.compiler.geometry import Geometry, geometry_of
 from emu.compiler.images import (
@@ -70,6 +71,8 @@ from emu.isa import COMMAND_WORDS
 from emu.network.layers import AttentionLayer, ConvLayer, GatherLayer, Layer, Network, Operand
 from emu.planner import Item, place
 
+FRAME_CAPS = (MAX_FRAMES, 16, 8, 4, 2)
+"""Most parameter frames, tried in turn until layers without weights fit beside them."""
 TENSOR_ALIGN = 64
 """Words to whose multiple a tensor's address and size in HBM are rounded up."""
 
@@ -251,12 +254,18 @@ def compile_network(
         wanted = {tensor.layer_name for tensor in network.outputs}
     layers, parts, viewed = take_views(layers)
     layers, blocks = _fill_lanes(layers)
-    choices = _plan(config, layers)
-    memory = Memory(config)
-    memory.allocate(config.mesh.tiles, "the directory")
-    in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
-    tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
-    steps = _steps(memory, layers, choices, tensors)
+    for cap in FRAME_CAPS:
+        choices = _plan(config, layers, cap)
+        memory = Memory(config)
+        memory.allocate(config.mesh.tiles, "the directory")
+        in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
+        tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
+        try:
+            steps = _steps(memory, layers, choices, tensors)
+            break
+        except UserError:  # a layer without weights wants what the frames take
+            if not choices or cap == FRAME_CAPS[-1]:
+                raise
     streams = Emitter(config, steps).emit()
     _place_streams(memory, config, streams)
     program = Program(
@@ -292,15 +301,16 @@ def _macs(layer: ConvLayer) -> int:
     return batch * height * width * outputs * group_inputs * kh * kw
 
 
-def _plan(config: Config, layers: list[Layer]) -> dict[int, Choice]:
-    """The plans of every layer with weights; all share one frame area."""
+def _plan(config: Config, layers: list[Layer], cap: int) -> dict[int, Choice]:
+    """The plans of every layer with weights; all share one area of at most ``cap`` frames."""
     shapes = {k: geometry_of(each) for k, each in enumerate(layers) if isinstance(each, ConvLayer)}
     if config.scratchpad.resident:
-        found = plan_resident(config, _needs(layers, shapes))
+        found = plan_resident(config, _needs(layers, shapes), cap)
         if found:
             return found
     first = {k: plan_layer(config, shape, None) for k, shape in shapes.items()}
     frames = min((plan.frames for plans in first.values() for plan in plans), default=0)
+    frames = min(frames, cap)
     if any(plan.frames != frames for plans in first.values() for plan in plans):
         first = {k: plan_layer(config, shape, frames) for k, shape in shapes.items()}
     return {k: Choice(plans) for k, plans in first.items()}

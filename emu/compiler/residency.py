@@ -113,16 +113,20 @@ def residual_landing(plan: Plan, p: int, c: int) -> Landing:
     return Landing(single(*plan.split.tile(p, c)), groups[0], groups, first, last, 0, 0)
 
 
-def plan_resident(config: Config, needs: Sequence[Need]) -> dict[int, Choice] | None:
-    """Choices by layer index, with as many resident edges as fit; None if none does."""
+def plan_resident(
+    config: Config, needs: Sequence[Need], cap: int
+) -> dict[int, Choice] | None:
+    """Choices by layer index, with as many resident edges as fit beside at most ``cap`` frames;
+    None if none does."""
     wanted = {
         (producer, need.index, kind)
         for need in needs
         for producer, kind in ((need.source, False), (need.residual, True))
         if producer is not None
     }
-    for frames in FRAMES:
-        found = _attempt(config, needs, set(wanted), frames, evict=frames == FRAMES[-1])
+    tried = [frames for frames in FRAMES if frames <= cap] or [cap]
+    for frames in tried:
+        found = _attempt(config, needs, set(wanted), frames, evict=frames == tried[-1])
         if found:
             return found if any(choice.filled for choice in found.values()) else None
     return None

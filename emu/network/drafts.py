@@ -159,7 +159,9 @@ class Draft:
 
     @property
     def takes_clip(self) -> bool:
-        return self.table is not None or "clip_low" in self.fields
+        """A maximum has no clip of its own in hardware."""
+        return self.table is not None or (
+            "clip_low" in self.fields and self.fields.get("kind") != "max")
 
     def clip(self, low: int, high: int) -> None:
         """Narrow the range of what the layer writes."""
