@@ -47,6 +47,8 @@ LANES = 16
 SLOTS = 2
 ROW_CYCLES = 4
 """Least cycles a word of softmax or normalisation: three passes over it and a write."""
+MAX_TAPS = 63
+"""Of a window in one direction: its field."""
 MAX_PIXELS = 16383
 """Of one command: its width field."""
 
@@ -324,11 +326,26 @@ class TileVectorStep:
         if not isinstance(layer, PoolLayer):
             return {"height": 1, "width": pixels, "out_width": pixels, "sy": 1, "sx": 1, "kh": 1,
                     "kw": 1}
+        length = layer.kernel[1]
+        if length > MAX_TAPS and layer.source.shape[2:] == layer.kernel == (1, length):
+            return self._folded(layer)
         return {
             "row": layer.source.shape[3], "height": unit.rows, "width": layer.source.shape[3],
             "y0": unit.top, "x0": -layer.pads[1], "sy": layer.strides[0], "sx": layer.strides[1],
             "kh": layer.kernel[0], "kw": layer.kernel[1], "out_width": layer.target.shape[3],
         }
+
+    @staticmethod
+    def _folded(layer: PoolLayer) -> dict[str, int]:
+        """A window over a whole row that exceeds its field, as one over rows of equal length."""
+        length = layer.kernel[1]
+        columns = next((k for k in range(MAX_TAPS, 0, -1) if length % k == 0), 1)
+        rows = length // columns
+        if rows > MAX_TAPS:
+            raise UserError(f"layer {layer.name}: a window over {length} pixels: {MAX_TAPS}, or a "
+                            "product of two numbers up to that, is supported")
+        return {"row": columns, "height": rows, "width": columns, "y0": 0, "x0": 0, "sy": 1,
+                "sx": 1, "kh": rows, "kw": columns, "out_width": 1}
 
     def _operation(self) -> dict[str, int]:
         layer, target = self.step.layer, self.step.layer.target

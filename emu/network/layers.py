@@ -375,6 +375,7 @@ class Network:
         golden then.
     boundary: Of a QDQ model, what the host does at its float inputs and outputs
         (`emu.network.qdq.Boundary`).
+    given: Inputs that a run without any takes instead of random ones.
     """
 
     name: str
@@ -383,6 +384,7 @@ class Network:
     outputs: tuple[Tensor, ...]
     model: Any = field(repr=False)
     boundary: Any = None
+    given: Mapping[str, NDArray] | None = field(default=None, repr=False)
 
     @property
     def macs(self) -> int:

@@ -11,9 +11,12 @@ from emu.network.layers import IndexTensor, Network
 
 
 def random_inputs(network: Network, seed: int = 1) -> dict[str, NDArray]:
-    """Uniform values over each input's whole type, or its rows' numbers, by graph name."""
+    """Uniform values over each input's whole type, or its rows' numbers, by graph name;
+    what the network itself gives, if it does."""
+    if network.given is not None:
+        return dict(network.given)
     rng = np.random.default_rng(seed)
-    found = {}
+    found: dict[str, NDArray] = {}
     for tensor in network.inputs:
         if isinstance(tensor, IndexTensor):
             found[tensor.name] = rng.integers(0, tensor.limit, tensor.shape, np.int32)

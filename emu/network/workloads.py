@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from emu.errors import UserError
+from emu.minilm.model import PACKAGE
+from emu.minilm.network import long_sentence, pairs
 from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
@@ -29,6 +31,7 @@ class Workload:
     """A built-in workload: ``build(name, seed)`` makes its model, or the network itself.
 
     steps: It takes ``steps=N``, from a name that ends in ``:N``.
+    package: The Python package that it needs, if any.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Workload:
     weight_bytes: int
     build: Callable[..., Any]
     steps: bool = False
+    package: str = ""
 
 
 def _square(inputs: int, outputs: int, size: int, kernel: int = 1, **more) -> Conv:
@@ -159,6 +163,14 @@ _NETWORKS = (
         "one token (:N: N tokens) through 12 blocks, 768 wide, 12 heads, 128 tokens cached",
         87_312_384, 84_934_656,
         partial(decoder, layers=12, width=768, heads=12, cached=128), steps=True,
+    ),
+    Workload(
+        "minilm", "the trained sentence embedder of extra [minilm], a text of 128 tokens",
+        2_340_421_632, 29_464_320, long_sentence, package=PACKAGE,
+    ),
+    Workload(
+        "minilm.pairs", "the same, 20 pairs of sentences side by side",
+        6_865_390_080, 29_464_320, pairs, package=PACKAGE,
     ),
     Workload(
         "tiny.transformer", "test: 20 tokens through 2 blocks, 64 wide, 4 heads",
