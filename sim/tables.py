@@ -89,7 +89,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _bar(share: float, width: int = 10) -> str:
+def _bar(share: float, width: int = 6) -> str:
     eighths = round(8 * width * min(1, share))
     return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
 

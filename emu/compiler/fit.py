@@ -43,7 +43,7 @@ class _Bounds:
     @property
     def out_slots(self) -> int:
         """A residual lies in its output's slot before it is overwritten: it needs time to come."""
-        return 4 if self.shape.has_residual and not self.added else 2
+        return 4 if self.shape.has_residual or self.resident else 2
 
     @property
     def blocks(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry
-from emu.compiler.mapping import Cost, Rect, Split, choose, cost, part, single
+from emu.compiler.mapping import Rect, Split, choose, cost, part, single
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.schedule import Item
 from emu.compiler.stream import EDGES, FIRST_EDGE
@@ -26,6 +26,8 @@ from emu.planner import place
 
 FRAMES = (32, 24, 16, 12, 8)
 """Frames to try: as many as leave room for all edges, and no fewer than the last."""
+INBOUND_SHARE = 0.7
+"""Words a cycle that a tile takes in beside its computing, measured on ResNet-50's last stage."""
 SLACK = 1.03
 """A layer keeps its predecessor's split if that costs less than this much more time: weights are
 then prefetched across the layers, and words travel less."""
@@ -158,25 +160,27 @@ def _splits(config, needs, wanted, frames: int) -> dict[int, list[Split]]:
     found: dict[int, list[Split]] = {}
     before: Split | None = None
     for need in needs:
-        groups = range(need.shape.out_groups)
-        splits = choose(config, need.shape, groups)
+        splits = choose(config, need.shape, range(need.shape.out_groups))
         is_resident = (need.source, need.index, False) in wanted
         if is_resident:
-            splits = [s for s in splits if _area(need.shape, s)[1] < config.scratchpad.words // 2]
-            splits.sort(key=lambda split: _on_chip_key(cost(config, need.shape, groups, split)))
-            if before in splits:
-                best = cost(config, need.shape, groups, splits[0])
-                same = cost(config, need.shape, groups, before)
-                if _on_chip_key(same)[0] <= SLACK * _on_chip_key(best)[0]:
-                    splits = [before, *splits]
+            keys = {split: _on_chip_key(config, need.shape, split) for split in splits
+                    if _area(need.shape, split)[1] <= config.scratchpad.words // 2}
+            splits = sorted(keys, key=lambda split: keys[split])
+            if before in keys and keys[before][0] <= SLACK * keys[splits[0]][0]:
+                splits = [before, *splits]
         found[need.index] = splits
         before = splits[0] if splits else None
     return found
 
 
-def _on_chip_key(cost: Cost) -> tuple[float, float]:
-    """HBM carries only weights: it is seldom the bound, and the estimate counts inputs in it."""
-    return max(cost.compute, cost.inbound), cost.inbound
+def _on_chip_key(config: Config, shape: Geometry, split: Split) -> tuple[float, float]:
+    """Cycles of a layer whose inputs are on the chip. HBM carries only weights: it is seldom the
+    bound. Weights and inputs meet at a tile's one inbound port, which is not filled to the last
+    cycle; and what takes much of the scratchpad drives others out of it."""
+    found = cost(config, shape, range(shape.out_groups), split)
+    share = _area(shape, split)[1] / config.scratchpad.words
+    cycles = max(found.compute, found.inbound / INBOUND_SHARE) * (1 + share / 4)
+    return cycles, found.inbound
 
 
 def _area(shape: Geometry, split: Split) -> tuple[int, int]:
