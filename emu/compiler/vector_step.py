@@ -326,8 +326,7 @@ class TileVectorStep:
         if not isinstance(layer, PoolLayer):
             return {"height": 1, "width": pixels, "out_width": pixels, "sy": 1, "sx": 1, "kh": 1,
                     "kw": 1}
-        length = layer.kernel[1]
-        if length > MAX_TAPS and layer.source.shape[2:] == layer.kernel == (1, length):
+        if layer.kernel[1] > MAX_TAPS:
             return self._folded(layer)
         return {
             "row": layer.source.shape[3], "height": unit.rows, "width": layer.source.shape[3],
@@ -337,15 +336,16 @@ class TileVectorStep:
 
     @staticmethod
     def _folded(layer: PoolLayer) -> dict[str, int]:
-        """A window over a whole row that exceeds its field, as one over rows of equal length."""
-        length = layer.kernel[1]
+        """Windows over parts of a row that exceed their field, as ones over several rows."""
+        length, (_, _, height, width) = layer.kernel[1], layer.source.shape
         columns = next((k for k in range(MAX_TAPS, 0, -1) if length % k == 0), 1)
         rows = length // columns
-        if rows > MAX_TAPS:
-            raise UserError(f"layer {layer.name}: a window over {length} pixels: {MAX_TAPS}, or a "
-                            "product of two numbers up to that, is supported")
-        return {"row": columns, "height": rows, "width": columns, "y0": 0, "x0": 0, "sy": 1,
-                "sx": 1, "kh": rows, "kw": columns, "out_width": 1}
+        plain = layer.kernel == layer.strides or layer.target.shape[3] == 1
+        if rows > MAX_TAPS or height > 1 or width % length or not plain or any(layer.pads):
+            raise UserError(f"layer {layer.name}: a window over {length} pixels in a row: supported"
+                            f" are {MAX_TAPS}; side by side, products of two such numbers")
+        return {"row": columns, "height": width // columns, "width": columns, "y0": 0, "x0": 0,
+                "sy": rows, "sx": columns, "kh": rows, "kw": columns, "out_width": 1}
 
     def _operation(self) -> dict[str, int]:
         layer, target = self.step.layer, self.step.layer.target

@@ -8,7 +8,7 @@ scales, other tensors.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Stack:
     step: int = 0
 
     @classmethod
-    def create(cls, name: str, seed: int) -> "Stack":
+    def create(cls, name: str, seed: int) -> Self:
         return cls(name, Composer(name, seed, (1, 1, 1, 1)))
 
     def label(self, name: str) -> str:
@@ -93,12 +93,12 @@ class Stack:
 
     def linear(
         self, name: str, x: Value, outputs: int, *, activation: bool = False,
-        added: Value | None = None,
+        rectified: bool = False, added: Value | None = None,
     ) -> Value:
-        """A product with constants; then Gelu (``activation``), or the sum with ``added``."""
+        """A product with constants; then Gelu (``activation``), Relu, or the sum with ``added``."""
         label = self.label(name)
         if name not in self.made:
-            layer, _, scale = self.composer.calibrated(name, x, outputs, 1, 1, 0, 1, False, 0)
+            layer, _, scale = self.composer.calibrated(name, x, outputs, 1, 1, 0, 1, rectified, 0)
             y = Value(name, scale, layer.y_zero, run_layer(layer, x.sample))
             self.made[name] = (
                 layer, scale, self._sum(y, added) if added else None,

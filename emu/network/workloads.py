@@ -19,6 +19,7 @@ from emu.network.builder import Conv, Gemm, build_model
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
+from emu.network.recommender import dlrm
 from emu.network.trained import digits
 from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual
@@ -171,6 +172,15 @@ _NETWORKS = (
     Workload(
         "minilm.pairs", "the same, 20 pairs of sentences side by side",
         6_901_000_704, 29_464_320, pairs, package=PACKAGE,
+    ),
+    Workload(
+        "dlrm", "8 samples: bottom MLP, 26 bags of 214 embeddings in all, top MLP",
+        43_309_056, 8_741_632,
+        partial(dlrm, batch=8),
+    ),
+    Workload(
+        "tiny.dlrm", "test: 3 samples, 3 bags, MLPs of 32", 10_464, 5_888,
+        partial(dlrm, batch=3, lookups=(2, 1, 70), rows=50, bottom=(32, 16), top=(32, 16)),
     ),
     Workload(
         "tiny.transformer", "test: 20 tokens through 2 blocks, 64 wide, 4 heads",

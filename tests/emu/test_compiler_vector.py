@@ -100,19 +100,20 @@ def test_element_wise(machine, seed):
     np.testing.assert_array_equal(run(layer, machine, values[0]), want)
 
 
-def test_average_of_a_long_row():
-    """Windows of more than 63 pixels in a row, one image: two loops of the window share them."""
-    rng = np.random.default_rng(5)
-    for length in (64, 130):
-        x, y = (operand(rng, name, (1, 20, 1, size), True) for name, size in (("x", length),
-                                                                               ("y", 1)))
-        scale = rq.pool_scale(np.float32(0.05), np.float32(0.01), length)
-        layer = PoolLayer(name="mean", source=x, target=y, kind="average", kernel=(1, length),
-                          strides=(1, 1), pads=(0,) * 4, scale=scale, clip_low=-128, clip_high=127)
-        values = draw(rng, x)
-        total = (values.astype(np.int32) - x.zero).sum(axis=3, keepdims=True)
-        want = rq.requantise(total, scale, zero=y.zero, low=-128, high=127)
-        np.testing.assert_array_equal(run(layer, "small", values), want)
+@pytest.mark.parametrize(("length", "count"), [(64, 1), (130, 1), (100, 5)])
+def test_windows_longer_than_their_field(length, count):
+    """Of more than 63 pixels in a row, side by side: two loops of the window share them."""
+    rng = np.random.default_rng(length)
+    x, y = (operand(rng, name, (1, 20, 1, size), True)
+            for name, size in (("x", length * count), ("y", count)))
+    scale = rq.pool_scale(np.float32(0.05), np.float32(0.01), length)
+    layer = PoolLayer(name="mean", source=x, target=y, kind="average", kernel=(1, length),
+                      strides=(1, length), pads=(0,) * 4, scale=scale, clip_low=-128,
+                      clip_high=127)
+    values = draw(rng, x)
+    total = (values.astype(np.int32) - x.zero).reshape(1, 20, 1, count, length).sum(axis=4)
+    want = rq.requantise(total, scale, zero=y.zero, low=-128, high=127)
+    np.testing.assert_array_equal(run(layer, "small", values), want)
     bad = replace(layer, source=replace(x, shape=(1, 20, 1, 67)), kernel=(1, 67))
-    with pytest.raises(UserError, match="a window over 67 pixels: 63, or a product"):
+    with pytest.raises(UserError, match="a window over 67 pixels in a row: supported are 63"):
         compile_network([bad], load_config("small"))
