@@ -79,6 +79,24 @@ def _decode() -> Iterator[Figure]:
                          result["hbm_utilisation"], "")
 
 
+def _networks() -> Iterator[Figure]:
+    for name, limit in (("resnet50", 60), ("resnet152", 180), ("mobilenetv2", 60), ("digits", 60)):
+        begin = time.perf_counter()
+        result = run(name)
+        seconds = time.perf_counter() - begin
+        yield Figure(f"{name}, all in all, builds cached", limit, False, seconds, "s")
+        yield Figure(f"{name} outputs that differ", 0, False, result["verified"]["mismatches"], "")
+        if name == "resnet50":
+            layers = [each for each in result["layers"] if each["macs"] and each["name"] != "fc"]
+            busy = sum(each["mac_utilisation"] * each["cycles"] for each in layers)
+            yield Figure("resnet50 MAC utilisation over all convolutions", 0.85, True,
+                         busy / sum(each["cycles"] for each in layers), "")
+        if "task" in result:
+            task = result["task"]
+            yield Figure("digits predicted as ONNX Runtime does", 1, True,
+                         task["same_predictions"] / task["samples"], "")
+
+
 def _transformers() -> Iterator[Figure]:
     result = run("gpt2_small.decode")
     yield Figure("gpt2_small.decode HBM utilisation", 0.85, True, result["hbm_utilisation"], "")
@@ -131,7 +149,7 @@ def main() -> int:
     console = Console()
     figures = []
     table = Table("figure", "bound", "measured", "", title=f"{platform.processor() or 'this host'}")
-    for group in (_wafer_verilog, _layers, _decode, _transformers, _dram, _warm_demo):
+    for group in (_wafer_verilog, _layers, _decode, _networks, _transformers, _dram, _warm_demo):
         for figure in group():
             figures.append(figure)
             sign = ">=" if figure.higher_is_better else "<="
