@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.emit import Emitter
+from emu.compiler.expert_step import expert_words, plan_experts
 from emu.compiler.fit import MAX_FRAMES
 from emu.compiler.gather_step import plan_gather, table_words
 from emu.compiler.geometry import Geometry, geometry_of
@@ -68,7 +69,15 @@ from emu.config import (
 )
 from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
-from emu.network.layers import AttentionLayer, ConvLayer, GatherLayer, Layer, Network, Operand
+from emu.network.layers import (
+    AttentionLayer,
+    ConvLayer,
+    ExpertLayer,
+    GatherLayer,
+    Layer,
+    Network,
+    Operand,
+)
 from emu.planner import Item, place
 
 FRAME_CAPS = (MAX_FRAMES, 16, 8, 4, 2)
@@ -370,6 +379,9 @@ def _steps(
         elif isinstance(layer, GatherLayer):
             base = _constants(memory, layer, table_words(layer))
             steps.append(plan_gather(config, layer, tensors, limit, base))
+        elif isinstance(layer, ExpertLayer):
+            base = _constants(memory, layer, expert_words(layer))
+            steps.append(plan_experts(config, layer, tensors, limit, base))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
     for index, choice in choices.items():
@@ -484,7 +496,7 @@ def _check_whole(layers: list[Layer], tensors: Mapping[str, Tensor]) -> None:
     for layer in layers:
         if isinstance(layer, ConvLayer) and layer.input_name in tensors:
             tensor = tensors[layer.input_name]
-            if tensor.plane != tensor.pixels:
+            if tensor.plane != tensor.pixels and tensor.groups > 1:
                 raise UserError(f"layer {layer.name}: it reads {tensor.name}, a part of another "
                                 "tensor: not supported")
 

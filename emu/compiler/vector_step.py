@@ -34,6 +34,7 @@ from emu.network.layers import (
     PoolLayer,
     SoftmaxLayer,
     TableLayer,
+    TopKLayer,
 )
 from emu.normalise import NormParameters, norm_parameters, parameter_words
 from emu.softmax import softmax_factor, softmax_table
@@ -41,7 +42,7 @@ from emu.softmax import softmax_factor, softmax_table
 if TYPE_CHECKING:
     from emu.compiler.emit import Emitter
 
-RowLayer = NormLayer | SoftmaxLayer
+RowLayer = NormLayer | SoftmaxLayer | TopKLayer
 VectorLayer = PoolLayer | AddLayer | MultiplyLayer | TableLayer | RowLayer
 LANES = 16
 SLOTS = 2
@@ -194,6 +195,10 @@ def _units(layer: VectorLayer, group_parts: int, pixel_parts: int) -> list[Unit]
     n, channels, height, width = layer.target.shape
     groups = -(-channels // LANES)
     cuts = [part(groups, group_parts, k) for k in range(group_parts)]
+    if isinstance(layer, TopKLayer):
+        _check_top(layer)
+        ranges = [part(width // 2, pixel_parts, k) for k in range(pixel_parts)]
+        return [Unit((0, 1), (2 * a, 2 * b), (a, b)) for a, b in ranges]
     if not isinstance(layer, PoolLayer):
         ranges = [part(n * height * width, pixel_parts, k) for k in range(pixel_parts)]
         return [Unit(g, p, p) for p in ranges for g in cuts]
@@ -215,6 +220,13 @@ def _units(layer: VectorLayer, group_parts: int, pixel_parts: int) -> list[Unit]
     return found
 
 
+def _check_top(layer: TopKLayer) -> None:
+    channels = layer.source.shape[1]
+    if channels > LANES or not 1 <= layer.k <= min(4, channels):
+        raise UserError(f"layer {layer.name}: the {layer.k} largest of {channels} channels: up to 4"
+                        f" of up to {LANES} are supported")
+
+
 def plan_vector(
     config: Config, layer: VectorLayer, tensors: dict[str, Tensor], limit: int, constants: int
 ) -> VectorStep:
@@ -228,6 +240,7 @@ def plan_vector(
     n, channels, height, width = layer.target.shape
     groups = -(-channels // LANES)
     pixels = height if isinstance(layer, PoolLayer) else n * height * width
+    pixels = pixels // 2 if isinstance(layer, TopKLayer) else pixels
     words, sources = len(constants_of(layer)), len(layer.sources)
     tiles, best = config.mesh.tiles, None
     for group_parts in (1,) if isinstance(layer, RowLayer) else _counts(groups):
@@ -314,12 +327,15 @@ class TileVectorStep:
             signals.append((IN_FREE + number % SLOTS, here))
         pixels, plane = unit.pixels[1] - unit.pixels[0], unit.inputs[1] - unit.inputs[0]
         slot = self._slot(number)
-        self.stream.add(
-            Opcode.VECTOR, waits, signals, Queue.VECTOR, base=slot, plane=plane, step=1,
-            groups=unit.count, pixels=pixels, out=self._out(number), out_group=pixels, out_step=1,
-            b_base=slot + unit.in_words, b_plane=plane, b_step=1, table=0,
-            **self._window(unit, pixels), **self._operation(),
-        )
+        fields = {
+            "base": slot, "plane": plane, "step": 1, "groups": unit.count, "pixels": pixels,
+            "out": self._out(number), "out_group": pixels, "out_step": 1,
+            "b_base": slot + unit.in_words, "b_plane": plane, "b_step": 1, "table": 0,
+        } | self._window(unit, pixels) | self._operation()
+        if isinstance(step.layer, TopKLayer):
+            fields |= {"pixels": plane, "out_step": 2, "b_mode": 1, "b_base": fields["out"] + 1,
+                       "b_step": 2}
+        self.stream.add(Opcode.VECTOR, waits, signals, Queue.VECTOR, **fields)
 
     def _window(self, unit: Unit, pixels: int) -> dict[str, int]:
         layer = self.step.layer
@@ -376,6 +392,8 @@ class TileVectorStep:
         fields = {"channels": layer.source.shape[1], "clip_low": low, "clip_high": low + 255}
         if isinstance(layer, SoftmaxLayer):
             return fields | {"op": VectorOp.SOFTMAX, "scale0": softmax_factor(layer.y_scale)}
+        if isinstance(layer, TopKLayer):
+            return fields | {"op": VectorOp.TOP_K, "k": layer.k}
         epsilon = norm_of(layer).epsilon
         return fields | {
             "op": VectorOp.LAYER_NORM, "a_zero": layer.source.zero,

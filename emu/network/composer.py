@@ -28,12 +28,14 @@ LINEAR_ZERO, RECTIFIED_ZERO, CLIPPED_ZERO = -9, -128, -120
 
 @dataclass(frozen=True)
 class Value:
-    """An int8 activation: its graph name, how it is quantised, and the sample (N, C, H, W)."""
+    """An int8 (or uint8) activation: its graph name, how it is quantised, the sample (N, C, H, W).
+    """
 
     name: str
     scale: np.float32
     zero: int
-    sample: NDArray[np.int8]
+    sample: NDArray[Any]
+    is_signed: bool = True
 
     @property
     def channels(self) -> int:
@@ -41,7 +43,7 @@ class Value:
 
     @property
     def operand(self) -> Operand:
-        return Operand(self.name, self.sample.shape, True, self.zero)  # type: ignore[arg-type]
+        return Operand(self.name, self.sample.shape, self.is_signed, self.zero)  # type: ignore[arg-type]
 
 
 def short(value: Any) -> Any:

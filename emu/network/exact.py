@@ -15,6 +15,7 @@ from emu.network.layers import (
     AttentionLayer,
     ConcatLayer,
     ConvLayer,
+    ExpertLayer,
     GatherLayer,
     Layer,
     MultiplyLayer,
@@ -25,6 +26,7 @@ from emu.network.layers import (
     SliceLayer,
     SoftmaxLayer,
     TableLayer,
+    TopKLayer,
 )
 from emu.normalise import layer_norm
 from emu.requantise import requantise
@@ -176,9 +178,36 @@ def _slice(layer: SliceLayer, x: NDArray) -> NDArray:
     return x[:, layer.channel : layer.channel + channels, :, layer.pixel : layer.pixel + pixels]
 
 
+def _numbers(values: NDArray) -> NDArray[np.uint32]:
+    """The uint32 whose bytes are the 16 channels of each pixel: (pixels, 4)."""
+    return np.ascontiguousarray(values.reshape(16, -1).T).view(np.uint8).view(np.uint32)
+
+
+def _top(layer: TopKLayer, x: NDArray) -> NDArray:
+    rows = x[0, :, 0].T
+    best = np.argsort(-rows.astype(np.int32), axis=-1, kind="stable")[:, : layer.k]
+    words = np.zeros((len(rows), 2, 16), np.uint8)
+    numbers = np.zeros((len(rows), 4), np.uint32)
+    numbers[:, : layer.k] = best
+    words[:, 0] = numbers.view(np.uint8)
+    words[:, 1, : layer.k] = rq.to_bytes(np.take_along_axis(rows, best, axis=-1))
+    return words.reshape(-1, 16).T.reshape(layer.target.shape)
+
+
+def _experts(layer: ExpertLayer, x: NDArray, numbers: NDArray) -> NDArray:
+    found = []
+    for i, expert in enumerate(_numbers(numbers)[0, : layer.k]):
+        pixel = x[0, :, 0, i if x.shape[3] > 1 else 0].astype(np.float64) - layer.sources[0].zero
+        sums = np.rint(layer.weights[expert].astype(np.float64) @ pixel).astype(np.int64)
+        found.append(requantise(sums, layer.scale[expert], bias=layer.bias[expert],
+                                zero=layer.y_zero, **_range(layer.y_signed)))
+    y = np.stack(found, axis=1).reshape(layer.target.shape)
+    return y if layer.table is None else rq.lookup(y, layer.table)
+
+
 def _gather(layer: GatherLayer, numbers: NDArray) -> NDArray:
     """The source holds the bytes of four uint32 in each pixel."""
-    words = np.ascontiguousarray(numbers.reshape(16, -1).T).view(np.uint32).reshape(-1)
+    words = _numbers(numbers).reshape(-1)
     _, channels, _, count = layer.target.shape
     return layer.table[words[:count]].T.reshape(1, channels, 1, count)
 
@@ -194,6 +223,8 @@ _KINDS: dict[type, Callable[..., NDArray]] = {
     AttentionLayer: _attention,
     ConcatLayer: lambda layer, *values: np.concatenate(
         values, axis=3 if layer.axis == "tokens" else 1),
+    ExpertLayer: _experts,
+    TopKLayer: _top,
     GatherLayer: _gather,
     SliceLayer: _slice,
 }

@@ -360,9 +360,57 @@ class GatherLayer(_WithoutWeights):
         return self.table.size
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopKLayer(_WithoutWeights):
+    """The k <= 4 largest of up to 16 channels of every pixel, ties to the lower channel.
+
+    target: uint8 (1, 16, 1, 2 P): of pixel p the channels' numbers, uint32, at pixel 2 p, and the
+        values' bytes, one a channel, at 2 p + 1; what is left is 0.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    k: int
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExpertLayer:
+    """Products of one token with the weights of k experts, chosen by number.
+
+    sources: x (1, C, 1, 1), or (1, C, 1, k) with an x for each; their numbers as in `TopKLayer`.
+    target: (1, M, 1, k), behind ``table`` (byte of y to byte) if there is one.
+    weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`.
+    """
+
+    name: str
+    sources: tuple[Operand, Operand]
+    target: Operand
+    k: int
+    weights: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    y_zero: int
+    y_signed: bool = True
+    table: NDArray[np.uint8] | None = None
+
+    @property
+    def macs(self) -> int:
+        return self.k * self.weights[0].size
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.weights.size
+
+
 Layer = (
     ConvLayer | PoolLayer | AddLayer | MultiplyLayer | TableLayer | NormLayer | SoftmaxLayer
     | AttentionLayer | ConcatLayer | SliceLayer | GatherLayer
+    | TopKLayer | ExpertLayer
 )
 
 

@@ -74,7 +74,8 @@ class Stack:
     def _add(self, layer: Layer, scale: np.float32, *values: Value) -> Value:
         self.layers.append(layer)
         target = layer.target
-        return Value(target.name, scale, target.zero, run_layer(layer, *(v.sample for v in values)))
+        sample = run_layer(layer, *(v.sample for v in values))
+        return Value(target.name, scale, target.zero, sample, target.is_signed)
 
     def norm(self, name: str, x: Value) -> Value:
         """Layer normalisation over the channels."""
@@ -182,7 +183,7 @@ class Stack:
         """Some channels and tokens of ``x``."""
         layer = SliceLayer(
             name=name, source=x.operand, channel=channel, pixel=pixel,
-            target=Operand(name, (1, channels, 1, pixels), True, x.zero),
+            target=Operand(name, (1, channels, 1, pixels), x.is_signed, x.zero),
         )
         return self._add(layer, x.scale, x)
 

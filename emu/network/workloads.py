@@ -16,6 +16,7 @@ from emu.errors import UserError
 from emu.minilm.model import PACKAGE
 from emu.minilm.network import long_sentence, pairs
 from emu.network.builder import Conv, Gemm, build_model
+from emu.network.experts import moe_block
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
@@ -177,6 +178,16 @@ _NETWORKS = (
         "dlrm", "8 samples: bottom MLP, 26 bags of 214 embeddings in all, top MLP",
         43_309_056, 8_741_632,
         partial(dlrm, batch=8),
+    ),
+    Workload(
+        "moe_block", "one token through a block of 8 experts of 768 x 3072, the top 2 of them",
+        9_467_904, 37_779_456,
+        partial(moe_block, experts=8, width=768, inner=3072),
+    ),
+    Workload(
+        "tiny.moe", "test: one token, the top 2 of 5 experts of 48 x 80",
+        17_136, 40_176,
+        partial(moe_block, experts=5, width=48, inner=80),
     ),
     Workload(
         "tiny.dlrm", "test: 3 samples, 3 bags, MLPs of 32", 10_464, 5_888,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows, attention, concatenations and slices: compiled, interpreted, equal to their definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from emu.network.exact import run_layer
 from emu.network.layers import (
     AttentionLayer,
     ConcatLayer,
+    ExpertLayer,
     GatherLayer,
     IndexTensor,
     NormLayer,
@@ -19,6 +22,7 @@ from emu.network.layers import (
     SliceLayer,
     SoftmaxLayer,
     TableLayer,
+    TopKLayer,
 )
 from tests.emu.test_compiler_vector import MACHINES, draw, operand, run
 
@@ -134,3 +138,39 @@ def test_channels_side_by_side():
     values = {"a": draw(rng, a), "b": draw(rng, b)}
     got = execute(compile_network(layers, load_config("small")), values)["y"]
     np.testing.assert_array_equal(got, np.concatenate([values["a"], values["b"]], axis=1))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(("channels", "k", "count"), [(8, 2, 1), (16, 4, 37), (3, 1, 5)])
+def test_top(machine, channels, k, count):
+    rng = np.random.default_rng(count)
+    x = operand(rng, "x", (1, channels, 1, count), bool(k & 1))
+    layer = TopKLayer(name="top", source=x, target=Operand("y", (1, 16, 1, 2 * count), False, 0),
+                      k=k)
+    values = draw(rng, x)
+    np.testing.assert_array_equal(run(layer, machine, values), run_layer(layer, values))
+    bad = replace(layer, k=5)
+    with pytest.raises(UserError, match="the 5 largest of"):
+        compile_network([bad], load_config("small"))
+
+
+@pytest.mark.parametrize("machine", ["small", "base"])
+@pytest.mark.parametrize(("inputs", "outputs", "pixels"), [(40, 100, 1), (300, 700, 2)])
+def test_experts(machine, inputs, outputs, pixels):
+    rng = np.random.default_rng(inputs)
+    experts, k = 5, 2
+    x = operand(rng, "x", (1, inputs, 1, pixels), True)
+    numbers = Operand("n", (1, 16, 1, 1), False, 0)
+    layer = ExpertLayer(
+        name="experts", sources=(x, numbers), target=Operand("y", (1, outputs, 1, k), True, 0), k=k,
+        weights=rng.integers(-127, 128, (experts, outputs, inputs)).astype(np.int8),
+        bias=rng.integers(-9999, 9999, (experts, outputs)).astype(np.int32),
+        scale=rng.uniform(0.5, 1, (experts, outputs)).astype(np.float32) / np.float32(
+            130 * np.sqrt(inputs)), y_zero=7,
+        table=rng.permutation(256).astype(np.uint8) if pixels > 1 else None,
+    )
+    chosen = np.array([3, 1, 0, 0], np.uint32).view(np.uint8).reshape(numbers.shape)
+    values = draw(rng, x), chosen
+    want = run_layer(layer, *values)
+    assert len(np.unique(want)) > 60
+    np.testing.assert_array_equal(run(layer, machine, *values), want)

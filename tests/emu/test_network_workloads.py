@@ -16,7 +16,7 @@ REQUIRED = {
     "bert_base": "projection ffn1",
     "gpt2": "decode_qkv decode_ffn",
     "dlrm": "top",
-    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain residual transformer decode dlrm",
+    "tiny": "conv3x3 conv1x1 matmul depthwise strided chain residual transformer decode dlrm moe",
 }
 
 

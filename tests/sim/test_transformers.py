@@ -7,7 +7,7 @@ from sim.execute import Options, run
 
 
 @pytest.mark.rtl
-@pytest.mark.parametrize("workload", ["tiny.transformer", "tiny.decode:3", "tiny.dlrm"])
+@pytest.mark.parametrize("workload", ["tiny.transformer", "tiny.decode:3", "tiny.dlrm", "tiny.moe"])
 def test_tiny(workload):
     result = run(workload, chip="small", options=Options(seed=2))
     assert result["verified"]["mismatches"] == 0 < result["verified"]["outputs"]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mixture-of-experts feed-forward block with seeded weights: routed, gathered and mixed on chip.
+
+The router's scores become probabilities, the two largest choose two experts, whose outputs are
+weighed by their probabilities and added to the token (Shazeer et al., "Outrageously Large Neural
+Networks", 2017, without noise; probabilities are those over all experts, not renormalised).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from emu.network.composer import LINEAR_ZERO, SPREAD, Value, short
+from emu.network.exact import run_layer
+from emu.network.layers import (
+    AddLayer,
+    ConvLayer,
+    ExpertLayer,
+    MultiplyLayer,
+    Network,
+    Operand,
+    SoftmaxLayer,
+    TopKLayer,
+)
+from emu.network.transformers import GELU_SCALE, GELU_ZERO, PROBABILITY_SCALE, Stack
+
+CHOSEN = 2
+SCORE_SCALE = 0.05
+
+
+class _Block(Stack):
+    """A stack of one token with layers of experts."""
+
+    def experts(
+        self, name: str, x: Value, numbers: Value, count: int, outputs: int, gelu: bool
+    ) -> Value:
+        """Products of the chosen experts, all calibrated as if of one."""
+        layer, _, scale = self.composer.calibrated(
+            name, replace(x, sample=x.sample[..., :1]), outputs, 1, 1, 0, 1, False, 0)
+        y = Value(name, scale, layer.y_zero, run_layer(layer, x.sample[..., :1]))
+        drawn = self.composer.rng.standard_normal((count, outputs, x.channels), np.float32) * 24
+        table = self._gelu_table(y) if gelu else None
+        target = Operand(name, (1, outputs, 1, CHOSEN), True, GELU_ZERO if gelu else layer.y_zero)
+        found = ExpertLayer(
+            name=name, sources=(x.operand, numbers.operand), target=target, k=CHOSEN,
+            weights=np.clip(np.rint(drawn), -127, 127).astype(np.int8), table=table,
+            bias=np.tile(layer.bias, (count, 1)), scale=np.tile(layer.scale, (count, 1)),
+            y_zero=layer.y_zero,
+        )
+        return self._add(found, GELU_SCALE if gelu else scale, x, numbers)
+
+    def gates(self, name: str, values: Value, width: int) -> Value:
+        """Each chosen expert's probability in ``width`` channels, one expert behind the other."""
+        outputs = CHOSEN * width
+        weights = np.zeros((outputs, 16, 1, 1), np.int8)
+        weights[np.arange(outputs), np.arange(outputs) // width] = 1
+        layer = ConvLayer(
+            name=name, input_name=values.name, output_name=name, input_shape=(1, 16, 1, 1),
+            output_shape=(1, outputs, 1, 1), weights=weights, weight_zero=0, x_zero=0,
+            x_signed=False, strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0), groups=1,
+            bias=np.zeros(outputs, np.int32), scale=np.ones(outputs, np.float32), y_zero=0,
+            y_signed=False, clip_low=0, clip_high=255,
+        )
+        return self._add(layer, PROBABILITY_SCALE, values)
+
+    def weighed(self, name: str, y: Value, gate: Value) -> Value:
+        real = (y.sample.astype(np.float64) - y.zero) * float(y.scale) * (
+            gate.sample.astype(np.float64) - gate.zero) * float(gate.scale)
+        scale = np.float32(short(max(real.std(), 1e-6) / SPREAD))
+        layer = MultiplyLayer(
+            name=name, sources=(y.operand, gate.operand),
+            target=Operand(name, y.operand.shape, True, LINEAR_ZERO), clip_low=-128, clip_high=127,
+            scale=np.float32(np.float32(y.scale * gate.scale) / scale),
+        )
+        return self._add(layer, scale, y, gate)
+
+    def add(self, name: str, y: Value, added: Value) -> Value:
+        scale, ra, table = self._sum(y, added)
+        layer = AddLayer(
+            name=name, sources=(y.operand, added.operand), scale=ra, table=table, clip_low=-128,
+            clip_high=127, target=Operand(name, y.operand.shape, True, LINEAR_ZERO),
+        )
+        return self._add(layer, scale, y, added)
+
+    def route(self, x: Value, experts: int) -> tuple[Value, Value]:
+        """(numbers, probabilities) of the chosen experts."""
+        scores = self.linear("router", x, experts)
+        shape = scores.operand.shape
+        layer = SoftmaxLayer(
+            name="routing", source=scores.operand, x_scale=SCORE_SCALE,
+            target=Operand("routing", shape, False, 0),
+            y_scale=float(PROBABILITY_SCALE),
+        )
+        p = self._add(layer, PROBABILITY_SCALE, scores)
+        top = self._add(
+            TopKLayer(name="top", source=p.operand, k=CHOSEN,
+                      target=Operand("top", (1, 16, 1, 2), False, 0)), PROBABILITY_SCALE, p)
+        return (self.slice("numbers", top, 16, 1),
+                self.slice("probabilities", top, 16, 1, pixel=1))
+
+
+def moe_block(name: str, seed: int, *, experts: int, width: int, inner: int) -> Network:
+    """One token through a block of ``experts``, of which two are read."""
+    net = _Block.create(name, seed)
+    x = net.input("x", (1, width, 1, 1))
+    y = net.norm("norm", x)
+    numbers, probabilities = net.route(y, experts)
+    gates = net.gates("gates", probabilities, width)
+    hidden = net.experts("up", y, numbers, experts, inner, True)
+    found = net.experts("down", hidden, numbers, experts, width, False)
+    parts = []
+    for i in range(CHOSEN):
+        out = net.slice(f"expert{i}", found, width, 1, pixel=i)
+        gate = net.slice(f"gate{i}", gates, width, 1, channel=i * width)
+        parts.append(net.weighed(f"weighed{i}", out, gate))
+    return net.network(net.add("sum", net.add("mix", *parts), x))
+
+
+__all__ = ["moe_block"]
