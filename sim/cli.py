@@ -93,6 +93,11 @@ def build_parser() -> argparse.ArgumentParser:
     dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
+    study = commands.add_parser("experiment", help="studies of the memory ideas on the RTL chip")
+    study.add_argument("names", nargs="*", metavar="NAME", help="prefetch, fusion (default: all)")
+    study.add_argument("--quick", action="store_true", help="a short version on the small chip")
+    study.add_argument("--json", metavar="F", help="write the results here (- for the terminal)")
+
     quantise = commands.add_parser("quantize", help="make a QDQ model of a float one")
     quantise.add_argument("model", help="float .onnx file")
     quantise.add_argument("--calibrate", required=True, metavar="F.npz",
@@ -260,6 +265,24 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
         raise RunError(f"{result['violations']} commands broke a timing rule of the DRAM")
 
 
+def _experiment(arguments: argparse.Namespace, console: Console) -> None:
+    from sim.experiments.framework import experiment
+    from sim.tables import experiment_table
+
+    output = None if arguments.json == "-" else arguments.json
+    with Console(stderr=True).status("") as status:
+        found = experiment(arguments.names, quick=arguments.quick, output=output,
+                           progress=status.update)
+    if arguments.json != "-":
+        for study in found:
+            console.print(experiment_table(study))
+            for name in ("baseline", "null_case", "losing_case"):
+                console.print(f"{name.replace('_', ' ')}: {study[name]}", soft_wrap=True)
+            for text in study["findings"]:
+                console.print(f"- {text}", soft_wrap=True)
+    _write_json(arguments.json, found[0] if len(found) == 1 else found)
+
+
 def _quantise(arguments: argparse.Namespace, console: Console) -> None:
     from emu.network.quantise import Options, quantise
     from sim.files import check_writable, write
@@ -332,7 +355,7 @@ def _doctor(arguments: argparse.Namespace, console: Console) -> None:
 
 
 HANDLERS = {"verilog": _verilog, "run": _run, "compare": _run, "dram": _dram, "mesh": _mesh,
-            "plan": _plan, "quantize": _quantise,
+            "plan": _plan, "quantize": _quantise, "experiment": _experiment,
             "list": _list, "doctor": _doctor}
 
 

@@ -222,6 +222,30 @@ def plan_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def experiment_table(study: Mapping[str, Any]) -> Table:
+    """A row a case: cycles and HBM bytes over the group's baseline, stalls, modelled energy."""
+    table = Table("case", "cycles", "of base", "HBM KiB", "of base", "mJ", "",
+                  title=f"{study['experiment']}: {study['idea']}", title_justify="left")
+    base: Mapping[str, Any] = {}
+    group = None
+    for row in study["rows"]:
+        if row["group"] != group:
+            group = row["group"]
+            base = next(r for r in study["rows"] if r["group"] == group and r["is_baseline"])
+            table.add_section()
+            table.add_row(f"[bold]{group}[/bold]")
+        moved = row["traffic_bytes"]["hbm_read"] + row["traffic_bytes"]["hbm_write"]
+        before = base["traffic_bytes"]["hbm_read"] + base["traffic_bytes"]["hbm_write"]
+        table.add_row(
+            row["case"] + (" (baseline)" if row["is_baseline"] else ""), _number(row["cycles"]),
+            f"{row['cycles'] / base['cycles']:.3f}", _number(moved / 1024), f"{moved / before:.3f}",
+            f"{row['energy_pj']['mid'] / 1e9:.3f}", _bar(row["cycles"] / base["cycles"] / 2),
+        )
+    for column in table.columns[1:6]:
+        column.justify = "right"
+    return table
+
+
 def list_tables() -> list[Table]:
     """Workloads, chips and prefetch policies."""
     from emu.config import PRESETS, load_config

@@ -24,8 +24,10 @@ from emu.errors import UserError
 from emu.planner import Item as Area
 from emu.planner import place
 
-FRAMES = (32, 24, 16, 12, 8)
-"""Frames to try: as many as leave room for all edges, and no fewer than the last."""
+FRAMES = (32, 24, 16, 12, 8, 4, 2)
+"""Frames to try, as many as leave room for all edges;"""
+ENOUGH_FRAMES = 8
+"""with this few, edges are given up before more frames are."""
 INBOUND_SHARE = 0.7
 """Words a cycle that a tile takes in beside its computing, measured on ResNet-50's last stage."""
 SLACK = 1.03
@@ -128,7 +130,8 @@ def plan_resident(
     }
     tried = [frames for frames in FRAMES if frames <= cap] or [cap]
     for frames in tried:
-        found = _attempt(config, needs, set(wanted), frames, evict=frames == tried[-1])
+        evict = frames <= ENOUGH_FRAMES or frames == tried[-1]
+        found = _attempt(config, needs, set(wanted), frames, evict)
         if found:
             return found if any(choice.filled for choice in found.values()) else None
     return None

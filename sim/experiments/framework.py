@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What experiments have in common: cases run on the RTL chip, cached by content, compared.
+
+A case is one run of the chip, outputs checked. Its row is kept under a hash of the chip's Verilog,
+the compiled program and the policy, so that an interrupted experiment goes on where it stopped.
+Footprint, traffic, stalls and modelled energy are reported apart.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emu.compiler import compile_network
+from emu.config import load_config
+from emu.errors import UserError
+from emu.network.workloads import load_network
+from emu.planner import place
+from sim import runner
+from sim.execute import Options, design_key, run
+from sim.files import check_cache, check_writable, write
+from sim.measure import Counters
+
+SCHEMA = 1
+LEVELS = ("low", "mid", "high")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: what it is called, on which machine.
+
+    group: Cases of one group have equal resources and are compared; ``is_baseline`` marks the one
+        that the others are compared with.
+    """
+
+    name: str
+    group: str
+    workload: str
+    chip: str = "base"
+    settings: tuple[str, ...] = ()
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study.
+
+    cases: The cases; ``quick`` for the short version.
+    null_case, losing_case: The groups in which the idea can do nothing, and in which it loses (with
+        why), as the study expects them; `findings` says what was seen.
+    findings: Sentences from the rows.
+    """
+
+    name: str
+    idea: str
+    baseline: str
+    cases: Callable[[bool], Sequence[Case]]
+    null_case: str
+    losing_case: str
+    findings: Callable[[Sequence[Mapping[str, Any]]], list[str]] = field(default=lambda rows: [])
+
+
+def coefficients() -> dict[str, dict[str, float]]:
+    """Energy of an event in pJ, by event and level."""
+    with Path(__file__).with_name("energy.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+def modelled_energy(result: Mapping[str, Any], macs: int) -> dict[str, float]:
+    """pJ by level: counters times coefficients."""
+    counters, moved = Counters(result["counters"]), result["bytes"]
+    events = {
+        "mac": macs,
+        "scratchpad_word": (moved["scratchpad_read"] + moved["scratchpad_write"]) / 16,
+        "hbm_activate": counters.total(r"hbm_\d+\.(?:.*\.)?activates"),
+        "hbm_bit": 8 * (moved["hbm_read"] + moved["hbm_write"]),
+        "mesh_link_bit": 8 * moved["mesh_link"],
+    }
+    table = coefficients()
+    return {level: round(sum(count * table[event][level] for event, count in events.items()))
+            for level in LEVELS}
+
+
+def _key(case: Case) -> tuple[str, Any]:
+    """(hash of everything that the row depends on, the program)."""
+    config = load_config(case.chip, case.settings)
+    program = compile_network(load_network(case.workload), config, check=False)
+    key = hashlib.sha256(design_key(config).encode())
+    key.update(program.words.tobytes())
+    key.update(config.prefetch.model_dump_json().encode())
+    key.update(f"{SCHEMA} {case.workload} {Path(__file__).read_text()}".encode())
+    key.update(Path(__file__).with_name("energy.toml").read_bytes())
+    return key.hexdigest()[:24], program
+
+
+def _row(case: Case, progress: Progress) -> dict[str, Any]:
+    key, program = _key(case)
+    kept = runner.cache_home() / "experiments" / f"{key}.json"
+    if kept.exists():
+        return json.loads(kept.read_text()) | {"case": case.name, "group": case.group,
+                                               "is_baseline": case.is_baseline}
+    result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),
+                 progress=lambda text: progress(f"{case.group}, {case.name}: {text}"))
+    footprint = {name: place(items).high_water for name, items in program.memories.items()}
+    row = {
+        "machine": {"chip": case.chip, "settings": list(case.settings)},
+        "workload": case.workload,
+        # What the planner needs at once for all activations, for those in HBM, and in one tile.
+        "footprint_bytes": {"hbm_image": 16 * len(program.words), **footprint},
+        "traffic_bytes": result["bytes"],
+        "cycles": result["cycles"],
+        "stall_cycles": result["stalls"],
+        "prefetch": result["prefetch"],
+        "energy_pj": modelled_energy(result, program.macs),
+        "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write(str(kept), json.dumps(row).encode())
+    return row | {"case": case.name, "group": case.group, "is_baseline": case.is_baseline}
+
+
+def experiment(
+    names: Iterable[str] = (), *, quick: bool = False, output: str | None = None,
+    progress: Progress = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Run the experiments called ``names``, all if there are none; the README names the keys.
+
+    Raises
+    ------
+    UserError: If there is no such experiment, or ``output`` cannot be written.
+    RunError: If a run fails: no row is made of it.
+    """
+    from sim.experiments.studies import EXPERIMENTS
+
+    wanted = list(names) or list(EXPERIMENTS)
+    unknown = [name for name in wanted if name not in EXPERIMENTS]
+    if unknown:
+        raise UserError(f"experiment {unknown[0]}: must be one of {', '.join(EXPERIMENTS)}")
+    check_writable(output)
+    check_cache()
+    found = []
+    for name in wanted:
+        study = EXPERIMENTS[name]
+        rows = [_row(case, progress) for case in study.cases(quick)]
+        found.append({
+            "schema": SCHEMA, "experiment": name, "idea": study.idea, "baseline": study.baseline,
+            "quick": quick, "rows": rows, "null_case": study.null_case,
+            "losing_case": study.losing_case, "findings": study.findings(rows),
+        })
+    return found
+
+
+def compared(rows: Sequence[Mapping[str, Any]], measure: Callable[[Mapping[str, Any]], float]):
+    """(group, case, value over the group's baseline) of every case that is no baseline."""
+    bases = {row["group"]: measure(row) for row in rows if row["is_baseline"]}
+    for row in rows:
+        base = bases.get(row["group"])
+        if not row["is_baseline"] and base:
+            yield row["group"], row["case"], measure(row) / base

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The studies by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim.experiments.framework import Case, Experiment, compared
+
+POLICIES = ("double_buffer", "demand", "run_ahead", "next_layer", "oracle")
+
+
+def _hbm(row: Mapping[str, Any]) -> float:
+    return row["traffic_bytes"]["hbm_read"] + row["traffic_bytes"]["hbm_write"]
+
+
+def _cycles(row: Mapping[str, Any]) -> float:
+    return row["cycles"]
+
+
+def _prefetch_cases(quick: bool) -> list[Case]:
+    workloads = (("tiny.conv3x3", "small"), ("tiny.residual", "small")) if quick else (
+        ("resnet50.res4_3x3", "base"), ("bert_base.ffn1", "base"), ("gpt2.decode_ffn", "base"),
+        ("resnet50", "base"))
+    return [
+        Case(policy, workload, workload, chip, (f"prefetch.policy={policy}",),
+             is_baseline=policy == POLICIES[0])
+        for workload, chip in workloads for policy in POLICIES
+    ]
+
+
+def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [f"{group}: {case} takes {ratio:.3f} of double_buffer's cycles"
+             for group, case, ratio in compared(rows, _cycles)]
+    useless = [f"{row['group']}, {row['case']}: {row['prefetch']['useless']} useless blocks"
+               for row in rows if row["prefetch"]["useless"]]
+    read = [f"{group}: {case} reads {ratio:.4f} of double_buffer's HBM bytes"
+            for group, case, ratio in compared(rows, _hbm) if abs(ratio - 1) > 1e-4]
+    return found + (useless or ["no policy fetched a block that was not used"]) + (
+        read or ["HBM bytes are equal under all policies: prefetching hides latency only"])
+
+
+def _fusion_cases(quick: bool) -> list[Case]:
+    networks = ("tiny.residual",) if quick else ("resnet50", "mobilenetv2")
+    chip, sizes = ("small", (16, 32)) if quick else ("base", (16, 32, 64, 128, 256))
+    cases = [
+        Case("in HBM" if resident == "false" else "on the chip", f"{network}, {size} KiB a tile",
+             network, chip, (f"scratchpad.kib={size}", f"scratchpad.resident={resident}"),
+             is_baseline=resident == "false")
+        for network in networks for size in sizes for resident in ("false", "true")
+    ]
+    null = ("tiny.conv3x3", "small") if quick else ("bert_base.ffn1", "base")
+    return cases + [
+        Case("in HBM" if resident == "false" else "on the chip", f"{null[0]}: one layer", null[0],
+             null[1], (f"scratchpad.resident={resident}",), is_baseline=resident == "false")
+        for resident in ("false", "true")
+    ]
+
+
+def _fusion_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    bytes_moved = {(g, c): r for g, c, r in compared(rows, _hbm)}
+    cycles = {(g, c): r for g, c, r in compared(rows, _cycles)}
+    return [f"{group}: {ratio:.3f} of the HBM bytes, {cycles[group, case]:.3f} of the cycles"
+            for (group, case), ratio in bytes_moved.items()]
+
+
+EXPERIMENTS = {
+    study.name: study for study in (
+        Experiment(
+            name="prefetch",
+            idea="blocks of weights are fetched before they are asked for, as far ahead as a "
+            "policy allows",
+            baseline="double_buffer: the next block while one is in use",
+            cases=_prefetch_cases,
+            null_case="oracle against next_layer on a plain chain: the order of blocks is known, "
+            "there is nothing to predict",
+            losing_case="demand: nothing is fetched ahead",
+            findings=_prefetch_findings,
+        ),
+        Experiment(
+            name="fusion",
+            idea="activations stay in the scratchpads between layers with weights",
+            baseline="the same machine and splits of its own, activations through HBM; residual "
+            "additions are fused with convolutions on both sides",
+            cases=_fusion_cases,
+            null_case="a single layer: no activation lies between two layers",
+            losing_case="small scratchpads: areas leave few frames and coarse splits",
+            findings=_fusion_findings,
+        ),
+    )
+}

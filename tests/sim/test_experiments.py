@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`headrace experiment --quick`: rows checked and cached, baselines, findings, bad input."""
+
+import json
+import tomllib
+
+import pytest
+
+from emu.errors import UserError
+from sim.cli import main
+from sim.experiments import framework
+from sim.experiments.studies import EXPERIMENTS
+
+KEYS = {"schema", "experiment", "idea", "baseline", "rows", "null_case", "losing_case", "findings"}
+ROW = {"case", "machine", "footprint_bytes", "traffic_bytes", "cycles", "stall_cycles",
+       "energy_pj", "verified"}
+
+
+@pytest.mark.rtl
+def test_quick_experiments(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "e.json"
+    assert main(["experiment", "--quick", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert [study["experiment"] for study in found] == list(EXPERIMENTS)
+    for study in found:
+        assert set(study) >= KEYS and study["findings"]
+        assert all(set(row) >= ROW for row in study["rows"])
+        assert not any(row["verified"]["mismatches"] for row in study["rows"])
+        for row in study["rows"]:
+            energy = row["energy_pj"]
+            assert 0 < energy["low"] < energy["mid"] < energy["high"]
+        groups = {row["group"] for row in study["rows"]}
+        assert sum(row["is_baseline"] for row in study["rows"]) == len(groups)
+    fusion = {(row["group"], row["case"]): row for row in found[1]["rows"]}
+    for size in (16, 32):
+        off = fusion[f"tiny.residual, {size} KiB a tile", "in HBM"]
+        on = fusion[f"tiny.residual, {size} KiB a tile", "on the chip"]
+        assert on["traffic_bytes"]["hbm_write"] < off["traffic_bytes"]["hbm_write"]
+    null = [row["traffic_bytes"] for key, row in fusion.items() if "one layer" in key[0]]
+    assert null[0] == null[1]
+    assert "fusion" in capsys.readouterr().out
+
+    def refuse(*_, **__):
+        raise AssertionError("a row that is kept is not simulated again")
+
+    monkeypatch.setattr(framework, "run", refuse)
+    assert framework.experiment(["prefetch"], quick=True)[0]["rows"] == found[0]["rows"]
+
+
+def test_coefficients_are_ordered():
+    for event, levels in framework.coefficients().items():
+        assert 0 < levels["low"] <= levels["mid"] <= levels["high"], event
+    with framework.Path(framework.__file__).with_name("energy.toml").open("rb") as file:
+        assert tomllib.load(file) == framework.coefficients()
+
+
+def test_bad_input(capsys):
+    with pytest.raises(UserError, match="experiment photons: must be one of prefetch, fusion"):
+        framework.experiment(["photons"])
+    with pytest.raises(UserError, match="cannot write"):
+        framework.experiment(["prefetch"], output="/nowhere/x.json")
+    assert main(["experiment", "photons"]) == 2
+    assert "must be one of" in capsys.readouterr().err
