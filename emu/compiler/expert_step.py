@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from emu.compiler.images import LANES, Bytes, Tensor
+from emu.compiler.images import LANES, Bytes, Memory, Tensor
 from emu.compiler.mapping import encode_rect, part, single
+from emu.compiler.placement import near_channels
 from emu.compiler.roofline import Roofline
 from emu.compiler.stream import (
     IN_FREE,
@@ -27,7 +29,7 @@ from emu.compiler.stream import (
 )
 from emu.compiler.tiling import PIECES
 from emu.compiler.vector_step import UnitStep
-from emu.config import WORD_BYTES, Config
+from emu.config import SEGMENT_WORDS, WORD_BYTES, Config, direct_address, interleaved
 from emu.errors import UserError
 from emu.isa import Opcode, Queue, WeightMode
 from emu.network.layers import ExpertLayer
@@ -43,28 +45,76 @@ MOST_WORDS = 0x7FFF
 
 
 def expert_words(layer: ExpertLayer) -> Bytes:
-    """Table, then the parameters of all experts, then their weights; each expert by output group.
-    """
-    experts, outputs, inputs = layer.weights.shape
-    groups, depth = -(-outputs // LANES), -(-inputs // LANES)
+    """Table, then the parameters of all experts by output group."""
+    experts, outputs, _ = layer.weights.shape
+    groups = -(-outputs // LANES)
     bias = np.zeros((experts, groups * LANES), np.int32)
     scale = np.ones((experts, groups * LANES), np.float32)
     bias[:, :outputs], scale[:, :outputs] = layer.bias, layer.scale
     both = np.stack([bias.reshape(experts, groups, LANES).view(np.uint8),
                      scale.reshape(experts, groups, LANES).view(np.uint8)], 2)
+    table = [] if layer.table is None else [np.asarray(layer.table, np.uint8)]
+    return np.concatenate([each.reshape(-1, WORD_BYTES) for each in [*table, both]])
+
+
+def _weight_tiles(layer: ExpertLayer) -> NDArray[np.uint8]:
+    """Words [expert, output group, input group * 16, byte]."""
+    experts, outputs, inputs = layer.weights.shape
+    groups, depth = -(-outputs // LANES), -(-inputs // LANES)
     full = np.zeros((experts, groups * LANES, depth * LANES), np.int8)
     full[:, :outputs, :inputs] = layer.weights
     tiles = full.reshape(experts, groups, LANES, depth, LANES).transpose(0, 1, 3, 2, 4)
-    table = [] if layer.table is None else [np.asarray(layer.table, np.uint8)]
-    parts = [*table, both, np.ascontiguousarray(tiles).view(np.uint8)]
-    return np.concatenate([each.reshape(-1, WORD_BYTES) for each in parts])
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(experts, groups, -1, WORD_BYTES)
+
+
+def place_experts(memory: Memory, layer: ExpertLayer) -> dict[Tile, int]:
+    """Lay out every tile's weights of all experts, one behind the other: tile to first word.
+
+    They lie in the channel nearest to the tile, striped, as weights that one tile alone reads do.
+    """
+    config, tiles = memory.config, _weight_tiles(layer)
+    work = _deal(config, tiles.shape[1])
+    most = max(end - first for first, end in work.values())
+    size = tiles.shape[0] * most * tiles.shape[2]
+    where = dict(enumerate(work))
+    near = near_channels(config, where, dict.fromkeys(where, 1))
+    what = f"weights of {layer.name}"
+    if near is None:
+        area = memory.allocate(size * len(work), what)
+        bases = {tile: area + number * size for number, tile in where.items()}
+    else:
+        members = {c: [k for k in where if near[k] == c] for c in range(config.hbm.channels)}
+        fullest = max(len(each) for each in members.values())
+        striped = 1 < fullest <= 1 << config.stripe_bits
+        sets = 1 << config.stripe_bits if striped else fullest
+        line = config.hbm.channels * SEGMENT_WORDS * (sets if striped else 1)
+        first = memory.allocate(
+            -(-size * sets * config.hbm.channels // line) * line, what, line
+        ) // config.hbm.channels
+        bases = {
+            where[k]: direct_address(config, channel, first // sets, rank) if striped
+            else direct_address(config, channel, first + rank * size)
+            for channel, each in members.items() for rank, k in enumerate(each)
+        }
+    for tile, (begin, end) in work.items():
+        words = tiles[:, begin:end].reshape(-1, WORD_BYTES)
+        memory.put(interleaved(config, bases[tile] + np.arange(len(words))), words)
+    return bases
+
+
+def _deal(config: Config, groups: int) -> dict[Tile, tuple[int, int]]:
+    """Output groups of every tile that has some."""
+    tiles = [(x, y) for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
+    ranges = [part(groups, len(tiles), k) for k in range(len(tiles))]
+    return {tile: r for tile, r in zip(tiles, ranges, strict=True) if r[0] < r[1]}
 
 
 @dataclass
 class ExpertStep(UnitStep):
     """A planned layer of experts: tile to its output groups.
 
-    base: HBM word of `expert_words`. chunk: most output groups whose weights are there at a time.
+    base: HBM word of `expert_words`. weights: What `place_experts` returns.
+    chunk: Most output groups whose weights are there at a time.
     """
 
     layer: ExpertLayer
@@ -72,6 +122,7 @@ class ExpertStep(UnitStep):
     target: Tensor
     work: dict[Tile, tuple[int, int]]
     base: int
+    weights: dict[Tile, int]
     chunk: int
 
     @property
@@ -117,7 +168,8 @@ class ExpertStep(UnitStep):
 
 
 def plan_experts(
-    config: Config, layer: ExpertLayer, tensors: dict[str, Tensor], limit: int, base: int
+    config: Config, layer: ExpertLayer, tensors: dict[str, Tensor], limit: int, base: int,
+    weights: dict[Tile, int],
 ) -> ExpertStep:
     """Output groups dealt to the tiles, with chunks as large as fit words 0 .. ``limit`` - 1.
 
@@ -128,9 +180,7 @@ def plan_experts(
     """
     sources = tuple(tensors[s.name] for s in layer.sources)
     target = tensors[layer.target.name]
-    tiles = [(x, y) for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
-    ranges = [part(target.groups, len(tiles), k) for k in range(len(tiles))]
-    work = {tile: r for tile, r in zip(tiles, ranges, strict=True) if r[0] < r[1]}
+    work = _deal(config, target.groups)
     most = max(end - first for first, end in work.values())
     fixed = 1 + TABLE_WORDS + sources[0].words + layer.k * most * (PARAMETER_WORDS + 1)
     size = layer.k * sources[0].groups * TILE_WORDS
@@ -140,7 +190,7 @@ def plan_experts(
                         f" fit the scratchpad of {config.scratchpad.words} words twice: raise "
                         "scratchpad.kib")
     return ExpertStep(layer=layer, sources=sources, target=target, work=work, base=base,
-                      chunk=chunk)
+                      weights=weights, chunk=chunk)
 
 
 class TileExpertStep:
@@ -149,7 +199,7 @@ class TileExpertStep:
     def __init__(self, emitter: "Emitter", index: int, step: ExpertStep, tile: Tile):
         self.emitter, self.index, self.step = emitter, index, step
         self.stream: Stream = emitter.streams[tile]
-        self.here = single(*tile)
+        self.here, self.weights = single(*tile), step.weights[tile]
         self.first, self.end = step.work[tile]
         self.chunks = step.chunks(step.work[tile])
         k, count = step.layer.k, self.end - self.first
@@ -162,9 +212,7 @@ class TileExpertStep:
     def emit(self) -> None:
         step, layer = self.step, self.step.layer
         x, numbers = step.sources
-        experts = len(layer.weights)
         params = step.base + step.table_words
-        weights = params + PARAMETER_WORDS * experts * step.target.groups
         count = self.end - self.first
         self._load(0, numbers.base, 1, LIST)
         if step.table_words:
@@ -173,7 +221,6 @@ class TileExpertStep:
                    f_stride0=x.plane)
         self._gather(self.params, params + PARAMETER_WORDS * self.first, PARAMETER_WORDS * count,
                      PARAMETER_WORDS * step.target.groups, PARAMS, [(LIST, 1)])
-        self.weights = weights
         for number in range(min(SLOTS, len(self.chunks))):
             self._load_weights(number)
         for number in range(len(self.chunks)):
@@ -214,8 +261,9 @@ class TileExpertStep:
     def _load_weights(self, number: int) -> None:
         group = self.step.depth * TILE_WORDS
         waits = [(IN_FREE + number % SLOTS, 1)] if number >= SLOTS else []
-        self._gather(self._slot(number), self.weights + self.chunks[number][0] * group,
-                     self._run(number), self.step.target.groups * group,
+        self._gather(self._slot(number),
+                     self.weights + (self.chunks[number][0] - self.first) * group,
+                     self._run(number), (self.end - self.first) * group,
                      PIECES * (number % SLOTS) + 1, waits)
 
     def _compute(self, number: int) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.emit import Emitter
-from emu.compiler.expert_step import expert_words, plan_experts
+from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
 from emu.compiler.gather_step import plan_gather, table_words
 from emu.compiler.geometry import Geometry, geometry_of
@@ -381,7 +381,8 @@ def _steps(
             steps.append(plan_gather(config, layer, tensors, limit, base))
         elif isinstance(layer, ExpertLayer):
             base = _constants(memory, layer, expert_words(layer))
-            steps.append(plan_experts(config, layer, tensors, limit, base))
+            weights = place_experts(memory, layer)
+            steps.append(plan_experts(config, layer, tensors, limit, base, weights))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
     for index, choice in choices.items():
