@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from emu.errors import UserError
 
-NODES = 200_000
+NODES = 1_000
 """Placements that `exact` tries before it gives up its proof."""
 
 

@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a workload on the RTL chip")
     _add_run(run)
     run.add_argument("--output", metavar="F.npz", help="keep what the chip computed")
+    run.add_argument("--chart", metavar="F.html", help="write a page of the layers")
     run.add_argument("--waves", metavar="F", help="record waveforms: .vcd, or .fst")
     run.add_argument("--wave-tile", metavar="X,Y", help="record one tile only")
     run.add_argument("--wave-cycles", metavar="A:B", help="record from cycle A to cycle B")
@@ -218,10 +219,12 @@ def _verilog(arguments: argparse.Namespace, console: Console) -> None:
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     from emu.network.golden import EXPLAIN
     from sim.execute import Options, compare, run
-    from sim.files import check_writable
+    from sim.files import check_writable, write
     from sim.tables import compare_table, run_tables
 
-    check_writable(None if arguments.json == "-" else arguments.json)
+    chart = getattr(arguments, "chart", None)
+    for path in (None if arguments.json == "-" else arguments.json, chart):
+        check_writable(path)
     options = Options(
         simulator=arguments.sim, seed=arguments.seed, inputs=arguments.input,
         waves=_waves(arguments) if arguments.command == "run" else None,
@@ -244,6 +247,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         for table in tables:
             console.print(table)
     _write_json(arguments.json, results[0] if arguments.command == "run" else results)
+    if chart:
+        from sim.charts import layer_page
+
+        write(chart, layer_page(results[0]).encode())
     for condition in results[0]["verified"]["conditions"]:
         print(f"headrace: {condition}: {EXPLAIN[condition]}", file=sys.stderr)
 
@@ -280,6 +287,8 @@ def _experiment(arguments: argparse.Namespace, console: Console) -> None:
                 console.print(f"{name.replace('_', ' ')}: {study[name]}", soft_wrap=True)
             for text in study["findings"]:
                 console.print(f"- {text}", soft_wrap=True)
+            for text in study["skipped"]:
+                console.print(f"not run: {text}", soft_wrap=True)
     _write_json(arguments.json, found[0] if len(found) == 1 else found)
 
 

@@ -28,6 +28,10 @@ FRAMES = (32, 24, 16, 12, 8, 4, 2)
 """Frames to try, as many as leave room for all edges;"""
 ENOUGH_FRAMES = 8
 """with this few, edges are given up before more frames are."""
+ATTEMPTS = 24
+"""Rounds of giving up edges before all of them go through HBM."""
+MOST_EDGES = 0.85
+"""Of what frames leave of a scratchpad: temporaries need the rest."""
 INBOUND_SHARE = 0.7
 """Words a cycle that a tile takes in beside its computing, measured on ResNet-50's last stage."""
 SLACK = 1.03
@@ -128,7 +132,8 @@ def plan_resident(
         for producer, kind in ((need.source, False), (need.residual, True))
         if producer is not None
     }
-    tried = [frames for frames in FRAMES if frames <= cap] or [cap]
+    half = config.scratchpad.words // 2 // BLOCK_WORDS  # what fails takes long to fail
+    tried = [frames for frames in FRAMES if frames <= min(cap, half)] or [FRAMES[-1]]
     for frames in tried:
         evict = frames <= ENOUGH_FRAMES or frames == tried[-1]
         found = _attempt(config, needs, set(wanted), frames, evict)
@@ -140,9 +145,13 @@ def plan_resident(
 def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choice] | None:
     """Choices with exactly the edges ``wanted``, or with fewer if ``evict``."""
     limit = config.scratchpad.words - frames * BLOCK_WORDS
-    while wanted:
+    for _ in range(ATTEMPTS):
+        if not wanted:
+            return None
         splits = _splits(config, needs, wanted, frames)
         edges = _edges(config, needs, wanted, splits)
+        if evict and _crowded(edges, limit, wanted):
+            continue
         choices, full = _temporaries(config, needs, edges, splits, frames)
         if full is None:
             placed, full = _place(edges, choices, limit)
@@ -156,6 +165,20 @@ def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choic
         worst = max(alive, key=lambda e: (e.words * (e.reader - e.producer), e.reader))
         wanted.discard((worst.producer, worst.reader, worst.is_residual))
     return None
+
+
+def _crowded(edges: Sequence[Edge], limit: int, wanted: set) -> bool:
+    """Give up the largest edges of layers whose edges alone leave no room; whether there were."""
+    kept, given_up = list(edges), False
+    for layer in sorted({edge.reader for edge in edges}):
+        alive = [e for e in kept if e.producer <= layer <= e.reader]
+        while alive and sum(e.words for e in alive) > MOST_EDGES * limit:
+            worst = max(alive, key=lambda e: (e.words, e.reader))
+            alive.remove(worst)
+            kept.remove(worst)
+            wanted.discard((worst.producer, worst.reader, worst.is_residual))
+            given_up = True
+    return given_up
 
 
 def _splits(config, needs, wanted, frames: int) -> dict[int, list[Split]]:

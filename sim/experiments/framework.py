@@ -145,11 +145,16 @@ def experiment(
     found = []
     for name in wanted:
         study = EXPERIMENTS[name]
-        rows = [_row(case, progress) for case in study.cases(quick)]
+        rows, skipped = [], []
+        for case in study.cases(quick):
+            try:
+                rows.append(_row(case, progress))
+            except UserError as error:  # the workload does not fit this machine
+                skipped.append(f"{case.group}, {case.name}: {error}")
         found.append({
             "schema": SCHEMA, "experiment": name, "idea": study.idea, "baseline": study.baseline,
             "quick": quick, "rows": rows, "null_case": study.null_case,
-            "losing_case": study.losing_case, "findings": study.findings(rows),
+            "losing_case": study.losing_case, "findings": study.findings(rows), "skipped": skipped,
         })
     return found
 

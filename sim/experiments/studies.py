@@ -41,7 +41,7 @@ def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _fusion_cases(quick: bool) -> list[Case]:
     networks = ("tiny.residual",) if quick else ("resnet50", "mobilenetv2")
-    chip, sizes = ("small", (16, 32)) if quick else ("base", (16, 32, 64, 128, 256))
+    chip, sizes = ("small", (16, 32)) if quick else ("base", (64, 128, 256))
     cases = [
         Case("in HBM" if resident == "false" else "on the chip", f"{network}, {size} KiB a tile",
              network, chip, (f"scratchpad.kib={size}", f"scratchpad.resident={resident}"),

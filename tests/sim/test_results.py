@@ -125,3 +125,12 @@ def test_an_output_may_have_any_name_and_file_name(tmp_path):
     assert main(["run", str(path), "--chip", "small", "--output", str(kept)]) == 0
     with np.load(kept) as outputs:
         assert outputs["file"].shape == (5, 18)
+
+
+@pytest.mark.rtl
+def test_chart_of_the_layers(tmp_path):
+    page = tmp_path / "layers.html"
+    assert main(["run", "tiny.residual", "--chip", "small", "--chart", str(page)]) == 0
+    text = page.read_text()
+    assert "MACs used" in text and "block2.shortcut" in text
+    assert main(["run", "tiny.residual", "--chart", str(tmp_path)]) == 2
