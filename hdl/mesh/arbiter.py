@@ -103,7 +103,7 @@ class AgeArbiter(Arbiter):
 class WeightedArbiter(Arbiter):
     """Weighted round robin under lasting contention, plain round robin without.
 
-    Once several have requested for more than `PATIENCE` cycles on end, each goes as often in a
+    Once several have requested for more than ``patience`` cycles on end, each goes as often in a
     round as its weight says; the round ends when nobody who requests has a turn left, so the output
     never waits. Where the weights are the numbers of sources behind each input, every source of a
     saturated output gets the same share, however far away it is. Short queues are served in turn,
@@ -112,11 +112,13 @@ class WeightedArbiter(Arbiter):
     Members
     -------
     weights: `WEIGHT_BITS` a requester, at least 1 each, constant in operation.
+    patience: To be changed before elaboration; 0: always weighted.
     """
 
     def __init__(self, requesters: int):
         super().__init__(requesters)
         self.weights = Signal(WEIGHT_BITS * requesters)
+        self.patience = PATIENCE
 
     def elaborate(self, platform):
         m = Module()
@@ -125,14 +127,14 @@ class WeightedArbiter(Arbiter):
             m.d.comb += self.grant.eq(requests)
             return m
         left = [Signal(WEIGHT_BITS, name=f"left_{k}") for k in range(count)]
-        streak = Signal(range(PATIENCE + 1))
+        streak = Signal(range(self.patience + 1))
         contended, strict, renew = Signal(), Signal(), Signal()
         entitled, eligible = Signal(count), Signal(count)
         self._held = held = Signal(count)  # proofs look at it
         favoured, first, pick = Signal(count), Signal(count), Signal(count)
         m.d.comb += [
             contended.eq((requests & (requests - 1))[:count].any()),
-            strict.eq(streak == PATIENCE),
+            strict.eq(streak == self.patience),
             entitled.eq(requests & Cat(each.any() for each in left)),
             renew.eq(strict & ~entitled.any()),
             eligible.eq(Mux(strict & ~renew, entitled, requests)),

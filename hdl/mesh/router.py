@@ -17,6 +17,10 @@ from hdl.mesh.queues import QueuePointers
 from hdl.mesh.route import ORDERS, SIDES, compare, compared, connections, route
 from hdl.packets import DownFlit, ReqFlit, UpFlit
 
+SMALL = 16
+"""Routers up to which weighted arbiters are patient: far nodes of larger meshes need their shares
+at any contention, and the whole saturates later."""
+
 
 class Router(wiring.Component):
     """Router of one plane: input queues, dimension-order routing, fair arbitration per output.
@@ -199,6 +203,8 @@ class Router(wiring.Component):
         grants = dict(zip(sources, arbiter.grant, strict=True))
         grant = Signal(len(self._inputs), name=f"grant_{name}")
         if isinstance(arbiter, WeightedArbiter):
+            if self._cols * self._rows > SMALL:
+                arbiter.patience = 0
             m.d.comb += arbiter.weights.eq(
                 Cat(self._sources_behind(m, source, name) for source in sources))
         numbers = [
