@@ -126,7 +126,8 @@ class Graph:
         if not bad:
             return
         listed = ", ".join(
-            f"{node.domain + '.' if node.domain else ''}{node.op} {node.name}" for node in bad
+            f"{node.domain + '.' if node.domain else ''}{node.op} {node.name} "
+            f"({', '.join(filter(None, node.inputs))})" for node in bad
         )
         hint = ""
         if any(node.op in FLOAT for node in bad):
