@@ -59,14 +59,15 @@ def norm_parameters(
             f"normalisation: a gain of {np.abs(gamma).max():g} or an offset of "
             f"{np.abs(beta).max():g} is too large for an output scale of {float(out_scale):g}"
         )
-    extra = int(np.rint(float(count) ** 2 * float(epsilon) / float(in_scale) ** 2))
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        extra = np.rint(float(count) ** 2 * np.float64(epsilon) / np.float64(in_scale) ** 2)
     if not 0 <= extra < EPSILON_LIMIT:
         raise UserError(
             f"normalisation: epsilon {float(epsilon):g} is too large for an input scale of "
             f"{float(in_scale):g}"
         )
     return NormParameters(
-        gain=gain.astype(np.int32), offset=offset.astype(np.int32), epsilon=extra
+        gain=gain.astype(np.int32), offset=offset.astype(np.int32), epsilon=int(extra)
     )
 
 

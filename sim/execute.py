@@ -199,7 +199,8 @@ def _compare(expected: Golden, outputs: Mapping[str, np.ndarray]) -> dict[str, A
                            f"expected {value.dtype}{value.shape}")
         total += value.size
         wrong += int(np.count_nonzero(got != value))
-    return {"outputs": total, "mismatches": wrong, "conditions": list(expected.conditions)}
+    return {"outputs": total, "mismatches": wrong, "conditions": list(expected.conditions),
+            "distances": expected.distances}
 
 
 def run(
@@ -282,8 +283,8 @@ def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any
     outputs = program.outputs(simulated.pop("image"))
     verified = _compare(job.expected, outputs)
     if program.network is not None and program.network.boundary:
-        count, wrong = qdq_mismatches(program.network, job.inputs, job.expected.outputs)
-        verified["qdq"] = {"outputs": count, "mismatches": wrong}
+        count, wrong, most = qdq_mismatches(program.network, job.inputs, job.expected.outputs)
+        verified["qdq"] = {"outputs": count, "mismatches": wrong, "largest_steps": most}
         verified["host"] = program.network.boundary.host_operators()
     try:
         result = measure(program, simulated, job.workload)

@@ -38,9 +38,14 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     head.add_row("prefetch", ", ".join(f"{k} {v:,}" for k, v in result["prefetch"].items()))
     if "qdq" in verified:
         head.add_row("against the QDQ model", f"{verified['qdq']['mismatches']:,} of "
-                     f"{verified['qdq']['outputs']:,} outputs differ")
+                     f"{verified['qdq']['outputs']:,} outputs differ, by "
+                     f"{verified['qdq']['largest_steps']} steps at most")
         for name, text in verified["host"].items():
             head.add_row("on the host", f"{name} ({text})")
+    for kind, apart in verified.get("distances", {}).items():
+        head.add_row(f"{kind} from float", f"{apart['mean_steps']:.2f} steps on average, "
+                     f"{apart['largest_steps']:.2f} at most; {apart['rounded_otherwise']:,} of "
+                     f"{apart['values']:,} rounded otherwise")
     if "task" in result:
         task = result["task"]
         head.add_row("held-out samples right", f"{task['correct']} of {task['samples']} "

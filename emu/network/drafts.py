@@ -25,6 +25,7 @@ class Buffer:
     order: Where in (N, C, H, W) each element lies; None: in the same order.
     scale, zero_point: None until known: of a graph input its first reader says them.
     like: Another buffer with the same scale and zero point (a maximum does not change them).
+    limit: Of an input that numbers rows of tables: rows of the smallest.
     """
 
     layer_name: str
@@ -35,6 +36,7 @@ class Buffer:
     zero_point: int | None = None
     producer: "Draft | None" = None
     like: "Buffer | None" = None
+    limit: int | None = None
 
     @property
     def signed(self) -> bool:

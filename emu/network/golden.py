@@ -10,24 +10,30 @@ then, the golden result is the exact one, and `Golden.conditions` says so.
 import platform
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import UserError
+from emu.network.distance import distances
 from emu.network.exact import exact
 from emu.network.graph import one_line
 from emu.network.layers import ConvLayer, Network
 from emu.network.qdq import to_integers
+from emu.network.segments import has_own, open_session, run_segments
 from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
 SATURATION = "u8s8_saturation"
 """Condition: ONNX Runtime saturated uint8 x int8 products; the outputs are the exact ones."""
 INTEGERS = "integer_definition"
 """Condition: no operators of ONNX Runtime say the same; the outputs are those of `exact`."""
+OWN_OPERATORS = "own_operators"
+"""Condition: ONNX Runtime has no integer operator for some nodes; it ran all others."""
 EXPLAIN = {
+    OWN_OPERATORS: "ONNX Runtime has no integer operator for some nodes, which are computed by "
+    "their integer definition; it ran all others",
     INTEGERS: "ONNX Runtime has no integer operator for some layers; outputs are compared with "
     "their integer definition",
     SATURATION: "ONNX Runtime saturates uint8 x int8 products on this machine (no VNNI); outputs "
@@ -46,6 +52,8 @@ class Golden:
 
     outputs: dict[str, NDArray]
     conditions: tuple[str, ...] = ()
+    distances: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the integer definitions from the float operators (`emu.network.distance`)."""
 
 
 def session(network: Network) -> Any:
@@ -56,18 +64,7 @@ def session(network: Network) -> Any:
     UserError
         If ONNX Runtime refuses the model.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # failures come as exceptions
-    try:
-        data = network.model.SerializeToString()
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise UserError(f"{network.name}: ONNX Runtime refuses it: {one_line(error)}") from None
+    return open_session(network.model, network.name)
 
 
 def run_onnxruntime(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -78,6 +75,8 @@ def run_onnxruntime(network: Network, inputs: Mapping[str, NDArray]) -> dict[str
     UserError
         If ONNX Runtime refuses the model or fails to run it.
     """
+    if has_own(network.model):
+        return run_segments(network.model, inputs, network.name)
     names = [tensor.name for tensor in network.outputs]
     runner = session(network)
     try:
@@ -105,16 +104,18 @@ def evaluate(network: Network, inputs: Mapping[str, NDArray]) -> Golden:
         reason that is known.
     """
     check_inputs(network, dict(inputs), network.name)
-    ours = exact(network, inputs)
+    tensors = exact(network, inputs, every=True)
+    ours, apart = network.from_layers(tensors), distances(network, tensors)
+    del tensors
     if network.model is None:
-        return Golden(ours, (INTEGERS,))
+        return Golden(ours, (INTEGERS,), apart)
     theirs = run_onnxruntime(network, inputs)
     wrong = sum(int(np.count_nonzero(theirs[name] != ours[name])) for name in ours)
     if wrong == 0:
-        return Golden(theirs)
+        return Golden(theirs, (OWN_OPERATORS,) if has_own(network.model) else (), apart)
     convolutions = [layer for layer in network.layers if isinstance(layer, ConvLayer)]
     if any(may_saturate(layer) for layer in convolutions):
-        return Golden(ours, (SATURATION,))
+        return Golden(ours, (SATURATION,), apart)
     import onnxruntime
 
     raise UserError(
@@ -125,9 +126,10 @@ def evaluate(network: Network, inputs: Mapping[str, NDArray]) -> Golden:
 
 def qdq_mismatches(
     network: Network, inputs: Mapping[str, NDArray], outputs: Mapping[str, NDArray]
-) -> tuple[int, int]:
-    """(outputs, how many differ) between a QDQ network's integers and its original model, which
-    ONNX Runtime runs in float between its quantisers; a step of rounding here and there is usual.
+) -> tuple[int, int, int]:
+    """(outputs, how many differ, by how many steps at most) between a QDQ network's integers and
+    its original model, which ONNX Runtime runs in float between its quantisers; a step of rounding
+    here and there is usual.
 
     Raises
     ------
@@ -141,12 +143,14 @@ def qdq_mismatches(
         values = runner.run(names, boundary.reals(inputs))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise UserError(f"{network.name}: ONNX Runtime fails: {one_line(error)}") from None
-    wrong = total = 0
+    wrong = total = most = 0
     for name, value in zip(names, values, strict=True):
         total += value.size
-        theirs = to_integers(value, boundary.outputs[name])
-        wrong += int(np.count_nonzero(theirs != outputs[name]))
-    return total, wrong
+        theirs = to_integers(value, boundary.outputs[name]).astype(np.int32)
+        apart = np.abs(theirs - outputs[name])
+        wrong += int(np.count_nonzero(apart))
+        most = max(most, int(apart.max(initial=0)))
+    return total, wrong, most
 
 
 def golden(network: Network, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:

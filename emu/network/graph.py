@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX files read and checked: live nodes in order, constants, types; nothing about layers yet."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ SUPPORTED = {
     ("", "Min"),
     ("", "MaxPool"),
     (MICROSOFT, "QLinearAdd"),
+    (MICROSOFT, "QLinearConcat"),
+    ("", "Concat"),
     ("", "Transpose"),
     ("", "Slice"),
     ("", "Split"),
@@ -43,10 +46,14 @@ SUPPORTED = {
     ("", "Identity"),
 }
 """(domain, operator) of the nodes that the importer knows; Constant nodes are folded before."""
+MAX_ELEMENTS = 1 << 30
+"""Of one tensor: far more than the machine's memory holds."""
 FLOAT = ("Conv", "Gemm", "MatMul", "Add", "Softmax", "LayerNormalization", "BatchNormalization")
 """Operators that are computed in float."""
 _STANDARD = ("", "ai.onnx")
 _TYPES = {2: "uint8", 3: "int8"}
+_NUMBERS = ("int32", "int64")
+"""Types of inputs that number rows of tables."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,10 @@ class Graph:
 
     def _input(self, info: Any) -> Value:
         value = _value(info)
-        if value.dtype not in _TYPES.values():
+        readers = [(node.op, i) for node in self.nodes for i, name in enumerate(node.inputs)
+                   if name == value.name]
+        numbers = value.dtype in _NUMBERS and set(readers) == {("Gather", 1)}
+        if value.dtype not in _TYPES.values() and not numbers:
             raise UserError(
                 f"{self.name}: input {value.name} is {value.dtype}: int8 or uint8 expected"
             )
@@ -147,6 +157,9 @@ class Graph:
             )
         if any(size < 1 for size in value.shape) or not value.shape:
             raise UserError(f"{self.name}: input {value.name} has the shape {list(value.shape)}")
+        if math.prod(value.shape) > MAX_ELEMENTS:
+            raise UserError(f"{self.name}: input {value.name} {list(value.shape)} has more than "
+                            f"{MAX_ELEMENTS:,} elements")
         return value
 
     def _check_names(self) -> None:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from emu.errors import UserError
 from emu.network.drafts import Buffer, Draft, Source, View, in_order
-from emu.network.graph import Graph, Node, constants_of, load_model
-from emu.network.layers import Network, Shape4, Tensor
+from emu.network.graph import MAX_ELEMENTS, Graph, Node, constants_of, load_model
+from emu.network.layers import IndexTensor, Network, Shape4, Tensor
 from emu.network.qdq import convert, is_qdq
-from emu.network.readers import elements, pools, rows, views, weighted
+from emu.network.readers import elements, joins, pools, rows, views, weighted
 
 
 class Importer:
@@ -38,6 +38,8 @@ class Importer:
         }
         self.roots = dict(self.views)
         self.scores: dict[str, rows.Scores] = {}
+        self.given: dict[str, NDArray] = {}
+        self.joined: set[Buffer] = set()
 
     def run(self) -> Network:
         """The network; every node is read."""
@@ -52,7 +54,7 @@ class Importer:
                 for v in self.graph.inputs
             ),
             outputs=tuple(self._tensor(v.name, self.views[v.name]) for v in self.graph.outputs),
-            model=self.graph.model,
+            model=self.graph.model, constants=self.given,
         )
 
     def _tensor(self, name: str, view: View) -> Tensor:
@@ -60,6 +62,12 @@ class Importer:
         if buffer.layer_shape is None:
             raise UserError(f"{self.graph.name}: no layer reads input {name}")
         order = view.positions
+        if buffer.limit is not None:
+            return IndexTensor(
+                name=name, shape=view.shape, dtype=buffer.dtype,  # type: ignore[arg-type]
+                scale=1.0, zero_point=0, layer_name=buffer.layer_name,
+                layer_shape=buffer.layer_shape, limit=buffer.limit,
+            )
         return Tensor(
             name=name,
             shape=view.shape,
@@ -78,6 +86,8 @@ class Importer:
             raise node.error(f"its input {name} is a constant: nothing to compute")
         if name in self.scores:
             raise node.error(f"{name} is a product of activations, supported in attention only")
+        if self.views[name].buffer.dtype not in ("int8", "uint8"):
+            raise node.error(f"{name} numbers rows of tables: nothing else may read it")
         return self.views[name]
 
     def source(self, node: Node, index: int, scale: float, zero: int, signed: bool) -> View:
@@ -103,6 +113,8 @@ class Importer:
         zero: int | None,
     ) -> Buffer:
         """What ``draft`` writes from now on: the node's output of ``shape``."""
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise node.error(f"its output {list(shape)} has more than {MAX_ELEMENTS:,} elements")
         output = node.outputs[0]
         draft.target = Buffer(
             layer_name=output, dtype="int8" if signed else "uint8", layer_shape=layer_shape,
@@ -147,6 +159,7 @@ def _whole(order: NDArray[np.int64], buffer: Buffer) -> bool:
 
 READERS: Mapping[str, Callable[[Importer, Node], None]] = {
     **weighted.READERS, **pools.READERS, **elements.READERS, **rows.READERS, **views.READERS,
+    **joins.READERS,
 }
 
 

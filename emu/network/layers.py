@@ -6,6 +6,7 @@ keep the shape that the model gives them; `Tensor.to_layer` and `Tensor.from_lay
 mappings to and from the (N, C, H, W) arrays that layers read and write.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Dtype = Literal["int8", "uint8", "int32"]
+Dtype = Literal["int8", "uint8", "int32", "int64"]
 Shape4 = tuple[int, int, int, int]
 
 
@@ -54,18 +55,19 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IndexTensor(Tensor):
-    """An int32 graph tensor of one dimension, which numbers rows of tables of ``limit`` rows."""
+    """An int32 or int64 graph tensor that numbers rows of tables of ``limit`` rows."""
 
     limit: int
 
     def to_layer(self, values: NDArray) -> NDArray:
         padded = np.zeros(4 * self.layer_shape[3], np.uint32)
-        padded[: values.size] = values
+        padded[: values.size] = values.reshape(-1)
         return padded.view(np.uint8).reshape(-1, 16).T.reshape(self.layer_shape)
 
     def from_layer(self, values: NDArray) -> NDArray:
         words = np.ascontiguousarray(values.reshape(16, -1).T)
-        return words.view(np.uint32).reshape(-1)[: self.shape[0]].astype(np.int32)
+        numbers = words.view(np.uint32).reshape(-1)[: math.prod(self.shape)]
+        return numbers.astype(self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -424,6 +426,7 @@ class Network:
     boundary: Of a QDQ model, what the host does at its float inputs and outputs
         (`emu.network.qdq.Boundary`).
     given: Inputs that a run without any takes instead of random ones.
+    constants: Layer tensors that are the same in every run: addends and factors.
     """
 
     name: str
@@ -433,6 +436,7 @@ class Network:
     model: Any = field(repr=False)
     boundary: Any = None
     given: Mapping[str, NDArray] | None = field(default=None, repr=False)
+    constants: Mapping[str, NDArray] = field(default_factory=dict, repr=False)
 
     @property
     def macs(self) -> int:
@@ -443,8 +447,9 @@ class Network:
         return sum(layer.weight_bytes for layer in self.layers)
 
     def to_layers(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Graph inputs as the layers' input tensors, by layer tensor name."""
-        return {t.layer_name: t.to_layer(inputs[t.name]) for t in self.inputs}
+        """Graph inputs and constants as the layers' input tensors, by layer tensor name."""
+        return {**self.constants,
+                **{t.layer_name: t.to_layer(inputs[t.name]) for t in self.inputs}}
 
     def from_layers(self, tensors: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """The layers' output tensors as graph outputs, by graph name."""

@@ -346,10 +346,11 @@ def reshaped(node: Node, shape: tuple[int, ...], constants: Constants) -> tuple[
         axis += len(shape) if axis < 0 else 0
         return math.prod(shape[:axis]), math.prod(shape[axis:])
     if node.op == "Reshape":
-        return _reshape_target(node, shape, constant(node, 1, "shape", constants).tolist())
+        target = constant(node, 1, "shape", constants)
+        return _reshape_target(node, shape, target.reshape(-1).tolist())
     axes = node.get("axes", None)
     if node.input(1):
-        axes = constant(node, 1, "axes", constants).tolist()
+        axes = constant(node, 1, "axes", constants).reshape(-1).tolist()
     if node.op == "Squeeze":
         drop = {a % len(shape) for a in axes} if axes is not None else set(range(len(shape)))
         if axes is not None and any(shape[a] != 1 for a in drop):

@@ -18,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import UserError
+from emu.network import rewrite
 from emu.network.graph import constants_of, load_model, one_line
 from emu.network.qdq import is_qdq
+from emu.network.qdq.functions import ELEMENTWISE
 
 OBSERVERS = ("min_max", "percentile")
 INT4_OPSET = 21
 """The first with 4-bit tensors."""
+QUANTISABLE = ("Softmax", "Concat", "GlobalAveragePool")
+"""Beside those that the quantiser takes by itself."""
 _WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 
 
@@ -60,12 +64,14 @@ def quantise(model: str | Path, calibration: str | Path, options: Options) -> An
         QuantType,
         quantize_static,
     )
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     feeds = calibration_data(proto, calibration)
     methods = {"min_max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
     with tempfile.TemporaryDirectory(prefix="headrace-") as name:
         folder = Path(name)
         folded = _folded(Path(model), folder, bool(options.int4))
+        inside = _rewritten(folded, str(model))
         more: dict[str, Any] = {"CalibPercentile": options.percentile} if (
             options.observer == "percentile") else {}
         if options.int4:
@@ -79,6 +85,9 @@ def quantise(model: str | Path, calibration: str | Path, options: Options) -> An
                     folded, folder / "out.onnx", _Reader(feeds), quant_format=QuantFormat.QDQ,
                     per_channel=True, activation_type=QuantType.QInt8,
                     weight_type=QuantType.QInt8, calibrate_method=methods[options.observer],
+                    op_types_to_quantize=sorted(
+                        {*QDQRegistry, *QLinearOpsRegistry, *ELEMENTWISE, *QUANTISABLE}),
+                    nodes_to_exclude=inside,
                     extra_options=more,
                 )
             return onnx.load(folder / "out.onnx")
@@ -115,6 +124,19 @@ def _folded(model: Path, folder: Path, int4: bool) -> Path:
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise UserError(f"{model}: ONNX Runtime refuses it: {one_line(error)}") from None
     return folder / "folded.onnx"
+
+
+def _rewritten(path: Path, where: str) -> list[str]:
+    """Rewrite the model at ``path`` (`emu.network.rewrite`); names of nodes to leave in float."""
+    import onnx
+
+    proto = onnx.load(path)
+    rewrite.name_nodes(proto)
+    constants = constants_of(proto.graph, where)
+    rewrite.take_biases(proto, constants)
+    rewrite.scale_first(proto, constants)
+    onnx.save(proto, path)
+    return rewrite.inside_functions(proto, constants)
 
 
 def _int4_weights(proto: Any, names: tuple[str, ...], kind: Any, where: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def random_inputs(network: Network, seed: int = 1) -> dict[str, NDArray]:
     found: dict[str, NDArray] = {}
     for tensor in network.inputs:
         if isinstance(tensor, IndexTensor):
-            found[tensor.name] = rng.integers(0, tensor.limit, tensor.shape, np.int32)
+            found[tensor.name] = rng.integers(0, tensor.limit, tensor.shape, tensor.dtype)
             continue
         info = np.iinfo(tensor.dtype)
         found[tensor.name] = rng.integers(

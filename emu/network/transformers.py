@@ -29,6 +29,8 @@ from emu.network.layers import (
 from emu.network.tables import function_table
 from emu.requantise import add_scales, add_table, scale_of
 
+SCORE_STEPS = 26.0
+"""Standard deviation of scores in steps: the largest of thousands must not saturate."""
 SCORE_SPREAD = 1.5
 """Standard deviation of real scores: some keys matter more than others, none alone."""
 PROBABILITY_SCALE, PROBABILITY_ZERO = np.float32(1 / 256), -128
@@ -148,7 +150,7 @@ class Stack:
             target=Operand(label, q.operand.shape, True, LINEAR_ZERO),
             scores=Operand(f"{label}.scores", inner, True, 0),
             probabilities=Operand(f"{label}.probabilities", inner, True, PROBABILITY_ZERO),
-            score_scale=np.float32(step), scores_scale=SCORE_SPREAD / SPREAD,
+            score_scale=np.float32(step), scores_scale=SCORE_SPREAD / SCORE_STEPS,
             probability_scale=float(PROBABILITY_SCALE),
             value_scale=np.float32(scale_of(PROBABILITY_SCALE, v.scale, mixed)),
         )
@@ -162,8 +164,8 @@ class Stack:
             for t in (q, k, v)
         )
         scores = qs.transpose(0, 2, 1) @ ks
-        step = short(SPREAD / scores.std())
-        weights = np.exp(scores * float(step) * SCORE_SPREAD / SPREAD)
+        step = short(SCORE_STEPS / scores.std())
+        weights = np.exp(scores * float(step) * SCORE_SPREAD / SCORE_STEPS)
         weights /= weights.sum(axis=-1, keepdims=True)
         mixed = weights @ vs.transpose(0, 2, 1) * float(v.scale)
         return step, np.float32(short(mixed.std() / SPREAD))

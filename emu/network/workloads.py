@@ -21,6 +21,7 @@ from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
 from emu.network.recommender import dlrm
+from emu.network.segments import has_own
 from emu.network.trained import digits
 from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual
@@ -259,7 +260,8 @@ def load_network(name_or_path: str | Path) -> Network:
             "and not an ONNX file"
         )
     network = import_onnx(path)
-    session(network)
+    if not has_own(network.model):
+        session(network)
     return network
 
 

@@ -9,7 +9,10 @@ from onnx import TensorProto, external_data_helper, helper
 from emu.errors import UserError
 from emu.network.importer import import_onnx
 from emu.network.workloads import load_network
+from emu.network.zoo import tiny_residual
 from tests.emu import network_models as models
+from tests.emu.float_models import transformer
+from tests.emu.hostile import changed as changed_at_random
 from tests.emu.network_models import conv_node, draw, gemm_node, operands
 
 
@@ -68,14 +71,14 @@ def test_all_unsupported_nodes_are_named():
     nodes = [
         conv_node(),
         helper.make_node("DequantizeLinear", ["y", "ys", "yz"], ["f"], "dequantise"),
-        helper.make_node("Exp", ["f"], ["g"], "squash"),
+        helper.make_node("Hardmax", ["f"], ["g"], "squash"),
         helper.make_node("Tan", ["f"], ["h"], "more"),
         helper.make_node("QuantizeLinear", ["g", "ys", "yz"], ["z"]),
     ]
     text = refusal(
         models.model(nodes, {"x": ("s8", (1, 8, 7, 6))}, {"z": ("s8", (1, 12, 5, 4))}, found)
     )
-    assert "Exp squash (f), Tan more (f)" in text.replace("; ", ", ")
+    assert "Hardmax squash (f), Tan more (f)" in text.replace("; ", ", ")
     assert "see headrace quantize" in text
 
 
@@ -361,3 +364,54 @@ def _old_relu():
     found = operands(rng, draw(rng, (8, 8, 3, 3), "s8"), 8, 72, activation="s8", weight="s8")
     nodes = [conv_node(), helper.make_node("Relu", ["y"], ["z"])]
     return models.model(nodes, {"x": ("s8", (1, 8, 6, 6))}, {"z": SHAPE}, found, opset=13)
+
+
+@pytest.mark.filterwarnings("error")
+def test_hostile_models_get_one_line():
+    """Random changes of attributes, names, shapes and types: accepted or refused, never a crash."""
+    seeds = [models.conv_model(np.random.default_rng(1)),
+             tiny_residual("r", 1).SerializeToString(), transformer().SerializeToString()]
+    refused = 0
+    for number in range(600):
+        try:
+            import_onnx(changed_at_random(seeds[number % len(seeds)], number))
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error), number
+        except Exception as error:
+            raise AssertionError(f"change {number}: {error!r}") from error
+    assert 300 < refused < 600
+
+
+def test_cycles_and_huge_shapes_are_refused():
+    def cycle(proto):
+        proto.graph.node[0].input[0] = proto.graph.node[0].output[0]
+
+    assert "not a valid ONNX model" in refusal(changed(cycle))
+
+    def huge(proto):
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1 << 40
+
+    assert "not a valid ONNX model" in refusal(changed(huge)) or "elements" in refusal(
+        changed(huge))
+
+
+def test_external_data_stays_in_its_folder(tmp_path):
+    """A path that leaves the model's folder is refused, and so is one through a link."""
+    (tmp_path / "secret.bin").write_bytes(bytes(64 * 8 * 9))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for location in ("../secret.bin", str(tmp_path / "secret.bin"), "link.bin"):
+        proto = onnx.load_model_from_string(models.conv_model(np.random.default_rng(2), outputs=64))
+        external_data_helper.convert_model_to_external_data(proto, location="w.bin",
+                                                            size_threshold=0)
+        onnx.save_model(proto, folder / "m.onnx")
+        proto = onnx.load_model(folder / "m.onnx", load_external_data=False)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        (folder / "m.onnx").write_bytes(proto.SerializeToString())
+        (folder / "link.bin").unlink(missing_ok=True)
+        (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+        assert "not a valid ONNX model" in refusal(folder / "m.onnx"), location

@@ -94,8 +94,8 @@ def test_quantised_models_import_with_onnxruntimes_bits(files, options):
     for seed in range(3):
         inputs = random_inputs(network, seed)
         outputs = evaluate(network, inputs).outputs
-        count, wrong = qdq_mismatches(network, inputs, outputs)
-        assert count == 10 and wrong <= 2
+        count, wrong, most = qdq_mismatches(network, inputs, outputs)
+        assert count == 10 and wrong <= 2 and most <= 1
     host = network.boundary.host_operators()
     assert [name.split()[0] for name in host] == ["QuantizeLinear", "DequantizeLinear"]
 
@@ -134,18 +134,19 @@ def test_a_clip_above_the_types_minimum_stays(tmp_path):
     inputs = random_inputs(network, 5)
     outputs = evaluate(network, inputs).outputs
     assert outputs["y"].min() == 3
-    assert qdq_mismatches(network, inputs, outputs) == (16, 0)
+    assert qdq_mismatches(network, inputs, outputs) == (16, 0, 0)
 
 
 def test_all_that_is_not_quantised_is_named_at_once(tmp_path, files):
     model = quantise(files / "float.onnx", files / "samples.npz", Options())
     for node in model.graph.node:
         if node.op_type == "Sigmoid":
-            node.op_type = "Exp"
+            node.op_type = "Hardmax"
         if node.op_type == "GlobalAveragePool":
             node.op_type = "GlobalMaxPool"
     onnx.save(model, tmp_path / "q.onnx")
-    with pytest.raises(UserError, match=r"not all of it is quantised: Exp sig .*GlobalMaxPool gap"):
+    message = r"not all of it is quantised: Hardmax sig .*GlobalMaxPool gap"
+    with pytest.raises(UserError, match=message):
         import_onnx(tmp_path / "q.onnx")
 
 

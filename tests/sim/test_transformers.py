@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transformers on the RTL chip: outputs equal their integer definition, caches grow in HBM."""
 
+import numpy as np
+import onnx
 import pytest
 
+from emu.network.quantise import Options as Quantiser
+from emu.network.quantise import quantise
 from sim.execute import Options, run
+from tests.emu.float_models import samples, transformer
 
 
 @pytest.mark.rtl
@@ -14,6 +19,22 @@ def test_tiny(workload):
     assert result["verified"]["conditions"] == ["integer_definition"]
     for layer in result["layers"]:
         assert 0 < layer["hbm_utilisation"] < 1.5
+
+
+@pytest.mark.rtl
+def test_a_float_model(tmp_path):
+    """A transformer as exporters write it: quantised, imported, run; distances are measured."""
+    pytest.importorskip("onnxruntime.quantization")
+    onnx.save(transformer(), tmp_path / "float.onnx")
+    np.savez(tmp_path / "samples.npz", **samples())
+    onnx.save(quantise(tmp_path / "float.onnx", tmp_path / "samples.npz", Quantiser()),
+              tmp_path / "q.onnx")
+    verified = run(str(tmp_path / "q.onnx"), chip="small")["verified"]
+    assert verified["mismatches"] == 0 < verified["outputs"]
+    assert verified["conditions"] == ["own_operators"]
+    assert verified["qdq"]["largest_steps"] <= 8
+    assert verified["distances"]["layer normalisation"]["largest_steps"] < 0.51
+    assert [name.split()[0] for name in verified["host"]] == ["DequantizeLinear"]
 
 
 @pytest.mark.slow

@@ -77,17 +77,44 @@ def _constant(net: "Importer", node: Node) -> bool:
     for index in (0, 3):
         name = node.input(index)
         if name in net.constants:
-            if net.constants[name].size != 1 or node.input(3 - index) in net.constants:
-                raise node.error(f"its operand {name} is a constant tensor: only one number or an "
-                                 "activation is supported")
-            return True
+            if node.input(3 - index) in net.constants:
+                raise node.error("both its operands are constants: fold them first")
+            return net.constants[name].size == 1
     return False
 
 
 def _views(net: "Importer", node: Node, given: list[Quantised]) -> list[View]:
+    for i, j in ((0, 3), (3, 0)):
+        if node.input(i) in net.constants:
+            q = given[j // 3]
+            other = net.source(node, j, q.scale, q.zero, q.signed)
+            other.settle_plainly()
+            view = _given(net, node, i, other, given[i // 3])
+            return [view, other] if i == 0 else [other, view]
     views = [net.source(node, 3 * i, q.scale, q.zero, q.signed) for i, q in enumerate(given)]
     _together(node, *views)
     return views
+
+
+def _given(net: "Importer", node: Node, index: int, like: View, q: Quantised) -> View:
+    """A constant operand, spread over ``like``'s shape: it lies in HBM from the start."""
+    values = net.constants[node.input(index)]
+    if values.dtype != (np.int8 if q.signed else np.uint8) or not _complete(like):
+        raise node.error(f"its operand {node.input(index)} is {values.dtype}: the other operand's "
+                         "type expected, and all of it")
+    try:
+        full = np.broadcast_to(values, like.shape)
+    except ValueError:
+        raise node.error(f"its operand {node.input(index)} {list(values.shape)} does not spread "
+                         f"over {list(like.shape)}") from None
+    assert like.buffer.layer_shape is not None
+    buffer = Buffer(f"{node.outputs[0]}.constant", str(values.dtype), like.buffer.layer_shape,
+                    like.buffer.order, q.scale, q.zero)
+    placed = np.zeros(full.size, values.dtype)
+    positions = like.positions
+    placed[slice(None) if positions is None else positions.reshape(-1)] = full.reshape(-1)
+    net.given[buffer.layer_name] = placed.reshape(like.buffer.layer_shape)
+    return View(buffer, like.shape, True, like.index)
 
 
 def add(net: "Importer", node: Node) -> None:
@@ -170,7 +197,7 @@ def clip(net: "Importer", node: Node) -> None:
     kind = np.int8 if buffer.signed else np.uint8
     values = from_bytes(np.arange(256, dtype=np.uint8), buffer.signed)
     table = np.clip(values, low, high).astype(kind).view(np.uint8)
-    target = _table(net, node, view, table, buffer.signed)
+    target = byte_table(net, node, view, table, buffer.signed)
     target.scale, target.zero_point, target.like = buffer.scale, buffer.zero_point, buffer
 
 
@@ -181,11 +208,11 @@ def function(net: "Importer", node: Node, index: int = 0) -> None:
     given = quantised(node, index + 1, "input", net.constants)
     view = net.source(node, index, given.scale, given.zero, given.signed)
     table = operator_table(node, index, net.constants, given.signed, out.signed)
-    target = _table(net, node, view, table, out.signed)
+    target = byte_table(net, node, view, table, out.signed)
     target.scale, target.zero_point = out.scale, out.zero
 
 
-def _table(
+def byte_table(
     net: "Importer", node: Node, view: View, table: NDArray[np.uint8], signed: bool
 ) -> Buffer:
     """A byte table, fused or a layer of its own; returns what it writes."""
@@ -209,7 +236,7 @@ def given_table(net: "Importer", node: Node) -> None:
     """Our own operator: a table of 256 bytes, indexed by the byte, and the output's type."""
     scale, zero = (net.constants[node.input(i)] for i in (2, 3))
     view = net.view(node)
-    target = _table(net, node, view, net.constants[node.input(1)], zero.dtype == np.int8)
+    target = byte_table(net, node, view, net.constants[node.input(1)], zero.dtype == np.int8)
     target.scale, target.zero_point = float(scale), int(zero)
 
 

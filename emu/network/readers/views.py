@@ -10,6 +10,7 @@ from emu.network.drafts import Buffer, Draft, View
 from emu.network.graph import Node
 from emu.network.layers import ConvLayer
 from emu.network.operators import constant, reshaped
+from emu.network.readers import joins
 
 if TYPE_CHECKING:
     from emu.network.importer import Importer
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 def reshape(net: "Importer", node: Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze, Identity."""
+    if node.op == "Identity" and node.input(0) in net.scores and (
+            net.graph.uses[node.input(0)] == 1):
+        net.scores[node.outputs[0]] = net.scores[node.input(0)]
+        return
     view = net.view(node)
     shape = reshaped(node, view.shape, net.constants)
     net.alias(node, view, shape, None if view.index is None else view.index.reshape(shape))
@@ -58,7 +63,10 @@ def cut(net: "Importer", node: Node) -> None:
 
 
 def gather(net: "Importer", node: Node) -> None:
-    """Gather with constant indices."""
+    """Gather with constant indices; of a constant table, an embedding."""
+    if node.input(0) in net.constants:
+        joins.embedding(net, node)
+        return
     view = net.view(node)
     picks, axis = constant(node, 1, "indices", net.constants), _axis(node, view, 0)
     if picks.size and (picks.min() < -view.shape[axis] or picks.max() >= view.shape[axis]):

@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QDQ models (floats between DequantizeLinear and QuantizeLinear) as QLinear models.
-
-Each operator between a DequantizeLinear on every operand and a QuantizeLinear on its result becomes
-the integer operator of ONNX Runtime that has these scales and zero points. Relu and Clip before the
-QuantizeLinear become a Clip of the integers, a change of scale alone a QLinearLeakyRelu of slope 1.
-Quantisers of graph inputs and dequantisers of graph outputs stay on the host: the new model's
-inputs and outputs have the old names and are integers (`Boundary`).
-"""
+"""The conversion of one QDQ model, node by node in the model's order."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,87 +12,42 @@ from numpy.typing import NDArray
 
 from emu.errors import UserError
 from emu.network.builder import IR_VERSION, MICROSOFT_OPSET, OPSET
-from emu.network.graph import MICROSOFT, SUPPORTED, Node
+from emu.network.graph import MICROSOFT, OWN, SUPPORTED, Node
+from emu.network.qdq.functions import ELEMENTWISE, Function, joined, table_of
+from emu.network.qdq.operators import OPERATORS, Handler, fold, operator_sums
+from emu.network.qdq.scales import (
+    DEQUANTISE,
+    QUANTISE,
+    Boundary,
+    Scale,
+    Weights,
+    to_integers,
+)
 
-QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-VIEWS = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice")
+VIEWS = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split",
+         "Gather")
 """Operators that move values and change none."""
+SUMS = ("MatMulInteger", "ConvInteger")
+"""Operators whose results are int32 sums, which a scale must follow."""
 _CODES = (2, 3)
 """ONNX's numbers of uint8 and int8."""
+_INDICES = (6, 7)
+"""Of int32 and int64."""
 _BYTES = {np.dtype(np.int8): "int8", np.dtype(np.uint8): "uint8"}
+_WHY = {
+    "DynamicQuantizeLinear": "its scale is only known at run time: quantise statically",
+    "Where": "no mask is supported: export the model for full sequences, without one",
+}
 
 
 @dataclass(frozen=True)
-class Scale:
-    """A quantised tensor: its name in the new model, scale and zero point."""
+class Product:
+    """A product with operands that may still take a factor or a bias."""
 
-    name: str
-    scale: np.float32
-    zero: NDArray
-
-    def same(self, other: "Scale") -> bool:
-        return (self.scale == other.scale and self.zero == other.zero
-                and self.zero.dtype == other.zero.dtype)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A constant as DequantizeLinear reads it; ``scale`` along ``axis`` if it has several."""
-
-    values: NDArray
-    scale: NDArray[np.float32]
-    zero: NDArray
-    axis: int
-
-    @property
-    def real(self) -> NDArray[np.float64]:
-        shape = [1] * self.values.ndim
-        if self.scale.size > 1:
-            shape[self.axis] = -1
-        return ((self.values.astype(np.float64) - self.zero.astype(np.float64).reshape(shape))
-                * self.scale.astype(np.float64).reshape(shape))
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """What the host does: graph name to how its float values become integers, or were made."""
-
-    original: Any = field(repr=False)
-    inputs: Mapping[str, Scale] = field(default_factory=dict)
-    outputs: Mapping[str, Scale] = field(default_factory=dict)
-
-    def host_operators(self) -> dict[str, str]:
-        """What the host computes: operator and tensor, to what it is."""
-        return {
-            **{f"{QUANTISE} {name}": f"input, {scale.zero.dtype}, scale {scale.scale:.6g}, zero "
-               f"point {scale.zero}" for name, scale in self.inputs.items()},
-            **{f"{DEQUANTISE} {name}": f"output, {scale.zero.dtype}, scale {scale.scale:.6g}, zero "
-               f"point {scale.zero}" for name, scale in self.outputs.items()},
-        }
-
-    def quantise(self, name: str, values: NDArray) -> NDArray:
-        """``values`` of graph input ``name`` as QuantizeLinear makes them."""
-        return to_integers(values, self.inputs[name])
-
-    def reals(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """The original model's inputs for integer ones."""
-        return {
-            name: ((value.astype(np.float32) - np.float32(self.inputs[name].zero))
-                   * self.inputs[name].scale).astype(np.float32) if name in self.inputs else value
-            for name, value in inputs.items()
-        }
-
-
-def to_integers(values: NDArray, scale: Scale) -> NDArray:
-    """QuantizeLinear: round to even, add the zero point, saturate."""
-    info = np.iinfo(scale.zero.dtype)
-    steps = np.rint(np.asarray(values, np.float32) / scale.scale)
-    return np.clip(steps + np.float32(scale.zero), info.min, info.max).astype(scale.zero.dtype)
-
-
-def is_qdq(model: Any) -> bool:
-    """Whether ``model`` has quantisers or dequantisers."""
-    return any(node.op_type in (QUANTISE, DEQUANTISE) for node in model.graph.node)
+    handler: Handler
+    node: Node
+    proto: Any
+    operands: list[Any]
 
 
 @dataclass
@@ -110,6 +58,7 @@ class _Pending:
     like: Scale | None = None         # a view: the result has the operand's scale
     low: float = -np.inf
     high: float = np.inf
+    product: Product | None = None
 
 
 class Converter:
@@ -123,10 +72,17 @@ class Converter:
         self.real: dict[str, Scale] = {}          # float tensor -> its integers
         self.weights: dict[str, Weights] = {}
         self.pending: dict[str, _Pending] = {}
+        self.functions: dict[str, Function] = {}
         self.inputs: dict[str, Scale] = {}
         self.integers: set[str] = set()
+        self.sums: set[str] = set()
         self.unsupported: list[str] = []
+        self.refused: set[str] = set()
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+                          OPSET)
         graph = model.graph
+        self.shapes = {v.name: v.type.tensor_type for v in
+                       (*graph.input, *graph.output, *graph.value_info)}
         self.graph_inputs = {v.name: v for v in graph.input if v.name not in self.constants}
         self.graph_outputs = [v.name for v in graph.output]
         self.uses = Counter(i for node in graph.node for i in node.input)
@@ -149,6 +105,8 @@ class Converter:
             if name in self.integers or f"{name}\0" in self.real:
                 integers.append(name)
                 continue
+            if name in self.refused:
+                continue
             if scale is None:
                 self.unsupported.append(f"output {name} is computed in float (no {QUANTISE} and "
                                         f"{DEQUANTISE} behind it)")
@@ -166,22 +124,38 @@ class Converter:
             self._quantise(node)
         elif node.op == DEQUANTISE:
             self._dequantise(node)
-        elif node.op in ("Relu", "Clip") and not self._is_integer(node):
+        elif node.op in SUMS:
+            self._sums(node, proto)
+        elif node.op == "Cast" and node.inputs[0] in self.sums:
+            self.pending[node.outputs[0]] = self.pending[node.inputs[0]]
+        elif node.op == "Gather" and node.inputs[1] in self.graph_inputs:
+            self._embedding(node, proto)
+        elif self._is_integer(node):
+            if (node.domain, node.op) in SUPPORTED:
+                self._keep(node, proto)
+            else:
+                self._refuse(node, "")
+        elif node.op in ("Relu", "Clip") and node.inputs[0] not in self.functions:
             self._clip(node)
-        elif node.op in VIEWS and not self._is_integer(node):
+            if node.inputs[0] in self.real:
+                self._function(node, proto)  # what follows may be one, too
+        elif node.op in VIEWS:
             self._view(node, proto)
-        elif node.op in _OPERATORS and not self._is_integer(node):
-            self._operator(node, proto)
-        elif (node.domain, node.op) in SUPPORTED and self._is_integer(node):
-            self._keep(node, proto)
-        elif all(name in self.constants or not name for name in node.inputs):
-            self._refuse(node, "it computes constants: fold them first (headrace quantize does)")
-        else:
-            self._refuse(node, "")
+        elif not (node.op in ("Add", "Mul", "Div") and self._fold(node)):
+            function = node.op in ELEMENTWISE and self._function(node, proto)
+            if node.op in OPERATORS:
+                self._operator(node, proto, quiet=function)
+            elif not function:
+                self._refuse(node, _WHY.get(node.op, "") or self._constants_only(node))
+
+    def _constants_only(self, node: Node) -> str:
+        if all(name in self.constants or name in self.weights or not name for name in node.inputs):
+            return "it computes constants: fold them first (headrace quantize does)"
+        return ""
 
     def _is_integer(self, node: Node) -> bool:
         """Whether a node reads integers: graph inputs and results of others that do."""
-        source = node.inputs[0]
+        source = node.inputs[0] if node.inputs else ""
         return source in self.integers or (
             source in self.graph_inputs and source not in self.inputs
             and self.graph_inputs[source].type.tensor_type.elem_type in _CODES)
@@ -195,6 +169,11 @@ class Converter:
         self.integers.update(node.outputs)
 
     def _refuse(self, node: Node, why: str) -> None:
+        """Name a node, unless another refused one makes what it reads."""
+        known = self.refused.intersection(node.inputs)
+        self.refused.update(node.outputs)
+        if known:
+            return
         inputs = ", ".join(name for name in node.inputs if name)
         self.unsupported.append(f"{node.op} {node.name} ({inputs}){': ' + why if why else ''}")
 
@@ -206,6 +185,9 @@ class Converter:
         scale, given = self._constant(node, 1), self._constant(node, 2)
         if scale is None or scale.size != 1:
             self._refuse(node, "an activation needs one constant scale")
+            return None
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            self._refuse(node, "its scale must be positive and finite")
             return None
         zero = np.asarray(np.uint8(0) if given is None else given.reshape(-1)[0])
         if zero.dtype not in _BYTES:
@@ -219,22 +201,30 @@ class Converter:
         if scale is None:
             return
         if source in self.graph_inputs:
-            if source in self.inputs:
-                self._refuse(node, f"input {source} is quantised twice")
+            if not self._input(node, source, scale):
                 return
-            scale = Scale(source, scale.scale, scale.zero)
-            self.inputs[source] = scale
+            scale = self.inputs[source]
             self._alias(target, source)
         elif source in self.pending:
             self._finish(self.pending[source], scale)
+        elif source in self.functions:
+            self._table(node, self.functions[source], scale)
         elif source in self.real:
             self._requantise(self.real[source], scale)
         elif source in self.constants:
             self.constants[target] = to_integers(self.constants[source], scale)
+            return
         else:
             self._refuse(node, f"{source} is not computed from quantised tensors")
         self.real[f"{target}\0"] = scale  # what a dequantiser of it finds
         self.integers.add(target)
+
+    def _input(self, node: Node, name: str, to: Scale) -> bool:
+        """Quantise a graph input; whether it was not already done otherwise."""
+        scale = self.inputs.setdefault(name, Scale(name, to.scale, to.zero))
+        if not scale.same(to):
+            self._refuse(node, f"input {name} is quantised twice, differently")
+        return scale.same(to)
 
     def _alias(self, target: str, source: str) -> None:
         self._emit("Identity", [source], target)
@@ -245,6 +235,9 @@ class Converter:
             scale, zero = self._constant(node, 1), self._constant(node, 2)
             if scale is None or node.get("block_size", 0):
                 self._refuse(node, "its scale must be constant, and not by blocks")
+                return
+            if not (np.isfinite(scale).all() and (scale > 0).all()):
+                self._refuse(node, "its scale must be positive and finite")
                 return
             values = self.constants[source]
             zeros = np.zeros(scale.shape, np.int32) if zero is None else zero
@@ -262,6 +255,101 @@ class Converter:
             self._refuse(node, f"{source} is not made by a {QUANTISE}")
             return
         self.real[target] = scale_here
+
+    def _sums(self, node: Node, proto: Any) -> None:
+        """int32 sums: a product whose operands have the scale 1 until a factor comes."""
+        operands = operator_sums(self, node)
+        if operands is None:
+            return
+        handler = OPERATORS["MatMul" if node.op == "MatMulInteger" else "Conv"]
+        self._product(Product(handler, node, proto, operands))
+        self.sums.add(node.outputs[0])
+        if node.outputs[0] in self.graph_outputs:
+            self._refuse(node, "its int32 sums cannot leave the chip: a Cast, a Mul by constants "
+                               f"and a {QUANTISE} must follow")
+
+    def _product(self, product: Product, name: str = "", before: _Pending | None = None) -> None:
+        """Result ``name`` is ``product``, for now."""
+        handler, node, proto, operands = (
+            product.handler, product.node, product.proto, product.operands)
+        self.pending[name or node.outputs[0]] = _Pending(
+            lambda to: handler(self, node, proto, operands, to), product=product)
+
+    def _fold(self, node: Node) -> bool:
+        """Take a factor or a bias into the product before; whether that was possible."""
+        for index in (0, 1):
+            before = self.pending.get(node.inputs[index])
+            if before is None or before.product is None or (node.op == "Div" and index):
+                continue
+            other = node.inputs[1 - index]
+            value = self.weights[other].real if other in self.weights else self.constants.get(other)
+            if value is None or self.uses[node.inputs[index]] > 1 or np.isfinite(
+                    [before.low, before.high]).any():
+                continue
+            operands = fold(node, before.product.operands, np.asarray(value, np.float64),
+                            before.product.node.op)
+            if operands is not None:
+                self._product(Product(before.product.handler, before.product.node,
+                                      before.product.proto, operands), node.outputs[0])
+                return True
+        return False
+
+    def _function(self, node: Node, proto: Any) -> bool:
+        """Whether the node's result depends, element by element, on one quantised tensor."""
+        parts = []
+        for name in node.inputs:
+            if name in self.functions:
+                parts.append(self.functions[name])
+            elif name in self.real:
+                parts.append(Function(self.real[name], frozenset({name})))
+            elif name in self.weights and self.weights[name].values.size == 1:
+                self.constants[name] = self.weights[name].real.astype(np.float32)
+            elif name and (name not in self.constants or self.constants[name].size != 1):
+                return False
+        if not parts or not all(part.same_source(parts[0]) for part in parts):
+            return False
+        self.functions[node.outputs[0]] = joined(parts, proto)
+        return True
+
+    def _table(self, node: Node, function: Function, to: Scale) -> None:
+        """Emit a function into ``to``."""
+        try:
+            table = table_of(function, node.inputs[0], to, self.constants, self.opset)
+        except UserError as error:
+            self._refuse(node, f"{node.inputs[0]}: {error}")
+            return
+        source = function.source
+        if np.array_equal(table, np.arange(256)) and source.zero.dtype == to.zero.dtype:
+            self._alias(to.name, source.name)
+            return
+        self._emit("Table", [source.name, self._add(f"{to.name}.table", table),
+                             *self._of(to, to.name, "y")], to.name, OWN)
+
+    def _embedding(self, node: Node, proto: Any) -> None:
+        """Rows of a constant table by a graph input's numbers."""
+        table, numbers = node.inputs[0], node.inputs[1]
+        if self.graph_inputs[numbers].type.tensor_type.elem_type not in _INDICES:
+            self._refuse(node, f"its indices {numbers} must be int32 or int64")
+            return
+        if node.get("axis", 0) != 0:
+            self._refuse(node, "only rows (axis 0) of a table are supported")
+            return
+        target = node.outputs[0]
+
+        def emit(to: Scale, values: NDArray) -> None:
+            self._copy(proto, [self._add(f"{to.name}.rows", values), numbers], to.name)
+
+        weights = self.weights.get(table)
+        if weights is None and table in self.constants:
+            real = self.constants[table]
+            self.pending[target] = _Pending(lambda to: emit(to, to_integers(real, to)))
+        elif weights is None or weights.scale.size != 1 or weights.values.dtype not in _BYTES:
+            self._refuse(node, "its table must be constant, of 8 bits, with one scale")
+        else:
+            zero = np.asarray(weights.zero.reshape(-1)[0], weights.values.dtype)
+            direct = Scale(f"{target}.int", np.float32(weights.scale.reshape(-1)[0]), zero)
+            emit(direct, weights.values)
+            self.real[target] = direct
 
     def _clip(self, node: Node) -> None:
         source, target = node.inputs[0], node.outputs[0]
@@ -314,7 +402,7 @@ class Converter:
     def _view(self, node: Node, proto: Any) -> None:
         scale = self.real.get(node.inputs[0])
         if scale is None:
-            self._refuse(node, "its input is not a quantised tensor")
+            self._late_view(node, proto)
             return
 
         def emit(to: Scale) -> None:
@@ -326,6 +414,9 @@ class Converter:
             if inner is not to:
                 self._requantise(inner, to)
 
+        if node.op == "Split":
+            self._split(node, proto, scale)
+            return
         self.pending[node.outputs[0]] = _Pending(emit, scale)
         # Read without a quantiser behind it, the result has its operand's scale.
         direct = Scale(f"{node.outputs[0]}.int", scale.scale, scale.zero)
@@ -333,32 +424,81 @@ class Converter:
             emit(direct)
             self.real[node.outputs[0]] = direct
 
+    def _late_view(self, node: Node, proto: Any) -> None:
+        """A view of a result that is quantised behind it: the operator takes that scale."""
+        source = node.inputs[0]
+        before, function = self.pending.get(source), self.functions.get(source)
+        given = source in self.graph_inputs
+        late = before is not None and self.uses[source] == 1
+        if node.op == "Split" or not (function or late or given):
+            self._refuse(node, "its input is not a quantised tensor")
+            return
+
+        def emit(to: Scale) -> None:
+            inner = Scale(source if given else f"{to.name}.whole", to.scale, to.zero)
+            if given:
+                self._input(node, source, to)
+            elif function is not None:
+                self._table(node, function, inner)
+            elif before is not None:
+                self._finish(before, inner)
+            for name in node.inputs[1:]:
+                if name in self.constants:
+                    self._add(name, self.constants[name])
+            self._copy(proto, [inner.name, *node.inputs[1:]], to.name)
+
+        self.pending[node.outputs[0]] = _Pending(emit)
+
+    def _split(self, node: Node, proto: Any, scale: Scale) -> None:
+        names = [f"{name}.int" for name in node.outputs]
+        for name in node.inputs[1:]:
+            if name in self.constants:
+                self._add(name, self.constants[name])
+        self._copy(proto, [scale.name, *node.inputs[1:]], *names)
+        for name, inner in zip(node.outputs, names, strict=True):
+            self.real[name] = Scale(inner, scale.scale, scale.zero)
+
     def _quantised_next(self, name: str) -> bool:
         readers = [n for n in self.model.graph.node if name in n.input]
         return (bool(readers) and all(n.op_type in (QUANTISE, "Relu", "Clip") for n in readers)
                 and name not in self.graph_outputs)
 
-    def _operator(self, node: Node, proto: Any) -> None:
+    def _operator(self, node: Node, proto: Any, quiet: bool = False) -> None:
+        """An operator that waits for its quantiser; with ``quiet`` only if it can be one."""
         operands: list[Scale | Weights | NDArray] = []
         for name in node.inputs:
             found: Any = self.real.get(name) or self.weights.get(name)
             if found is None and name in self.constants:
                 found = self.constants[name]
             if found is None and name:
-                self._refuse(node, f"{name} is not a quantised tensor")
+                if not quiet:
+                    self._refuse(node, f"{name} is not a quantised tensor")
                 return
             if found is not None:
                 operands.append(found)
-        if not operands or not isinstance(operands[0], Scale):
-            self._refuse(node, "its first input is no activation")
+        if not any(isinstance(each, Scale) for each in operands) or (
+                node.op not in ("Add", "Mul") and not isinstance(operands[0], Scale)):
+            self._refuse(node, self._constants_only(node) or "its first input is no activation")
             return
-        handler = _OPERATORS[node.op]
-        self.pending[node.outputs[0]] = _Pending(
-            lambda to: handler(self, node, proto, operands, to))
+        if quiet and len(operands) > 1:
+            return  # of one tensor and a number: a table
+        handler = OPERATORS[node.op]
+        self._product(Product(handler, node, proto, operands))
+        if node.op not in ("Conv", "Gemm", "MatMul"):
+            self.pending[node.outputs[0]].product = None
         if node.op == "MaxPool" and not self._quantised_next(node.outputs[0]):
+            assert isinstance(operands[0], Scale)
             direct = Scale(f"{node.outputs[0]}.int", operands[0].scale, operands[0].zero)
             self.pending[node.outputs[0]].emit(direct)
             self.real[node.outputs[0]] = direct
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a float tensor, as far as it was inferred."""
+        known = self.shapes.get(name)
+        if known is None or not known.HasField("shape") or any(
+                not d.HasField("dim_value") for d in known.shape.dim):
+            return None
+        return tuple(d.dim_value for d in known.shape.dim)
 
     # The new model
 
@@ -376,12 +516,12 @@ class Converter:
         name = f"{target}.{op}"  # apart from the names of the model's own nodes
         self.nodes.append(helper.make_node(op, inputs, [target], name, domain=domain, **more))
 
-    def _copy(self, proto: Any, inputs: list[str], target: str, op: str = "", domain: str = "",
+    def _copy(self, proto: Any, inputs: list[str], *targets: str, op: str = "", domain: str = "",
               drop: tuple[str, ...] = ()) -> None:
         """``proto``'s attributes on other operands."""
         from onnx import helper
 
-        made = helper.make_node(op or proto.op_type, inputs, [target], proto.name or target,
+        made = helper.make_node(op or proto.op_type, inputs, targets, proto.name or targets[0],
                                 domain=domain)
         made.attribute.extend(a for a in proto.attribute if a.name not in drop)
         self.nodes.append(made)
@@ -391,11 +531,9 @@ class Converter:
 
         codes = {name: helper.np_dtype_to_tensor_dtype(np.dtype(name))
                  for name in _BYTES.values()}
-        shapes = {v.name: v.type.tensor_type for v in
-                  (*self.model.graph.input, *self.model.graph.output, *self.model.graph.value_info)}
 
         def info(name: str, dtype: np.dtype, as_name: str) -> Any:
-            known = shapes.get(name)
+            known = self.shapes.get(name)
             dims = None if known is None or not known.HasField("shape") else [
                 d.dim_value if d.HasField("dim_value") else d.dim_param or None
                 for d in known.shape.dim]
@@ -414,124 +552,10 @@ class Converter:
             [numpy_helper.from_array(np.asarray(value), key) for key, value in self.new.items()],
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, MICROSOFT_OPSET)]
+        if any(node.domain == OWN for node in self.nodes):
+            opsets.append(helper.make_opsetid(OWN, 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION,
                                  producer_name="headrace")
-
-
-# Operators: (converter, node, its protobuf, operands, quantisation of the result)
-
-def _bias(converter: Converter, x: Scale, weight_scale: NDArray, bias: Any, name: str) -> list[str]:
-    """int32 in steps of x_scale * weight_scale, as the integer operator wants it."""
-    if bias is None:
-        return []
-    steps = (np.float64(x.scale) * weight_scale.astype(np.float64)).reshape(-1)
-    if isinstance(bias, Weights):
-        same = np.allclose(bias.scale.astype(np.float64).reshape(-1), steps, rtol=1e-5)
-        values = bias.values if same and not bias.zero.any() else np.rint(bias.real / steps)
-    else:
-        values = np.rint(np.asarray(bias, np.float64) / steps)
-    info = np.iinfo(np.int32)
-    return [converter._add(f"{name}.bias", np.clip(values, info.min, info.max).astype(np.int32))]
-
-
-def _weight_operands(converter: Converter, weights: Weights, name: str) -> list[str]:
-    scale = weights.scale.reshape(-1) if weights.scale.size > 1 else weights.scale.reshape(())
-    zero = np.broadcast_to(weights.zero.reshape(-1) if weights.zero.size > 1
-                           else weights.zero.reshape(()), scale.shape)
-    return [converter._add(f"{name}.w", weights.values),
-            converter._add(f"{name}.w_scale", scale.astype(np.float32)),
-            converter._add(f"{name}.w_zero", zero.astype(weights.values.dtype))]
-
-
-def _needs_weights(converter: Converter, node: Node, operands: list) -> bool:
-    if len(operands) > 1 and isinstance(operands[1], Weights):
-        return True
-    converter._refuse(node, "its weights must be a constant behind a DequantizeLinear")
-    return False
-
-
-def _conv(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-    if not _needs_weights(converter, node, operands):
-        return
-    x, weights = operands[:2]
-    bias = operands[2] if len(operands) > 2 else None
-    converter._copy(
-        proto, [x.name, *converter._of(x, to.name, "x"),
-                *_weight_operands(converter, weights, to.name), *converter._of(to, to.name, "y"),
-                *_bias(converter, x, weights.scale, bias, to.name)], to.name, "QLinearConv")
-
-
-def _gemm(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-    if not _needs_weights(converter, node, operands):
-        return
-    if node.get("alpha", 1.0) != 1.0 or node.get("beta", 1.0) != 1.0 or node.get("transA", 0):
-        converter._refuse(node, "alpha, beta and transA are not supported")
-        return
-    x, weights = operands[:2]
-    bias = operands[2] if len(operands) > 2 else None
-    names = _bias(converter, x, weights.scale, bias, to.name) or [""]
-    converter._copy(
-        proto, [x.name, *converter._of(x, to.name, "x"),
-                *_weight_operands(converter, weights, to.name), *names,
-                *converter._of(to, to.name, "y")],
-        to.name, "QGemm", MICROSOFT, drop=("beta",))
-
-
-def _matmul(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-    a, b = operands
-    right = (_weight_operands(converter, b, to.name) if isinstance(b, Weights)
-             else [b.name, *converter._of(b, to.name, "b")])
-    converter._copy(proto, [a.name, *converter._of(a, to.name, "a"), *right,
-                            *converter._of(to, to.name, "y")], to.name, "QLinearMatMul")
-
-
-def _binary(op: str) -> Callable[..., None]:
-    def emit(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-        if not all(isinstance(each, Scale) for each in operands):
-            converter._refuse(node, "both operands must be activations")
-            return
-        a, b = operands
-        converter._copy(proto, [a.name, *converter._of(a, to.name, "a"), b.name,
-                                *converter._of(b, to.name, "b"), *converter._of(to, to.name, "y")],
-                        to.name, op, MICROSOFT)
-    return emit
-
-
-def _unary(op: str, **more: Any) -> Callable[..., None]:
-    def emit(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-        from onnx import helper
-
-        x = operands[0]
-        converter._copy(proto, [x.name, *converter._of(x, to.name, "x"),
-                                *converter._of(to, to.name, "y")], to.name, op, MICROSOFT)
-        for name, value in more.items():
-            converter.nodes[-1].attribute.append(helper.make_attribute(name, value))
-    return emit
-
-
-def _softmax(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-    from onnx import helper
-
-    opset = next((o.version for o in converter.model.opset_import if o.domain == ""), OPSET)
-    _unary("QLinearSoftmax")(converter, node, proto, operands, to)
-    converter.nodes[-1].attribute.append(helper.make_attribute("opset", opset))
-
-
-def _max_pool(converter: Converter, node: Node, proto: Any, operands: list, to: Scale) -> None:
-    x = operands[0]
-    inner = to if x.same(to) else Scale(f"{to.name}.pooled", x.scale, x.zero)
-    converter._copy(proto, [x.name], inner.name)
-    if inner is not to:
-        converter._requantise(inner, to)
-
-
-_OPERATORS: dict[str, Callable[..., None]] = {
-    "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "Add": _binary("QLinearAdd"),
-    "Mul": _binary("QLinearMul"), "Sigmoid": _unary("QLinearSigmoid"),
-    "LeakyRelu": _unary("QLinearLeakyRelu"), "Softmax": _softmax, "MaxPool": _max_pool,
-    "AveragePool": _unary("QLinearAveragePool"),
-    "GlobalAveragePool": _unary("QLinearGlobalAveragePool", channels_last=0),
-}
 
 
 def convert(model: Any, constants: Mapping[str, NDArray], name: str) -> tuple[Any, Boundary]:
