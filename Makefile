@@ -11,7 +11,7 @@ VARIANT ?=
 TEST_JOBS ?= 2
 unexport BENCH SIM SEED WAVES VARIANT  # cocotb reads WAVES and SIM from the environment
 
-.PHONY: help setup run test test-fast bench bench-dram bench-mesh sim lint clean distclean
+.PHONY: help setup run test test-fast fuzz bench bench-dram bench-mesh sim lint clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-dram: setup  ## every reference trace of the memory channel beside two sim
 
 bench-mesh: setup  ## the mesh beside BookSim 2: curves, fairness, ten million flits
 	@$(BIN)/python -m sim.noc.reach
+
+fuzz: setup  ## 800 more random networks and 180 random layers and chains on several machines
+	@$(BIN)/python -m pytest -q -m slow -n $(TEST_JOBS) tests/sim/test_fuzz.py tests/sim/test_layers.py
 
 sim: setup  ## list the component benches, or run one: BENCH=mesh.router SIM=icarus WAVES=r.vcd SEED=7
 	@$(BIN)/python -m sim.bench_cli "$(BENCH)" --sim "$(SIM)" --seed "$(SEED)" --waves "$(WAVES)" \

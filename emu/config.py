@@ -65,6 +65,9 @@ class Core(Section):
     packed_cells: bool = Field(
         True, description="three MAC cells in one 64-bit multiply: a faster twin, same bits"
     )
+    packed_weights: bool = Field(
+        True, description="weights that all fit 4 bits move and lie as nibbles"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Core":

@@ -8,6 +8,7 @@ or policies under one workload.
 import hashlib
 import itertools
 import json
+import math
 import os
 import resource
 import shlex
@@ -30,6 +31,7 @@ from emu.config import Config, load_config
 from emu.errors import UserError
 from emu.network import trained
 from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
+from emu.network.layers import Network
 from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
@@ -68,8 +70,9 @@ def hardware_key(config: Config) -> Config:
     )
     mesh = config.mesh.model_copy(update={"multicast": True})
     scratchpad = config.scratchpad.model_copy(update={"resident": True})
+    core = config.core.model_copy(update={"packed_weights": True})
     return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
-                                     "scratchpad": scratchpad,
+                                     "scratchpad": scratchpad, "core": core,
                                      "clock": type(config.clock)()})
 
 
@@ -285,7 +288,7 @@ def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any
     if program.network is not None and program.network.boundary:
         count, wrong, most = qdq_mismatches(program.network, job.inputs, job.expected.outputs)
         verified["qdq"] = {"outputs": count, "mismatches": wrong, "largest_steps": most}
-        verified["host"] = program.network.boundary.host_operators()
+    verified["host"] = _host(program.network, outputs) if program.network else {}
     try:
         result = measure(program, simulated, job.workload)
     except ConservationError as error:
@@ -317,6 +320,14 @@ def _execute(job: _Job, output: str | None, progress: Progress) -> dict[str, Any
             f"replay: {replay}"
         )
     return result
+
+
+def _host(network: Network, outputs: Mapping[str, NDArray]) -> dict[str, str]:
+    """What of the network the host does, and on how many bytes."""
+    elements = {tensor.name: math.prod(tensor.shape) for tensor in network.inputs}
+    elements |= {name: value.size for name, value in outputs.items()}
+    own = network.boundary.host_operators(elements) if network.boundary else {}
+    return {**own, **network.host}
 
 
 def replay_command(workload: str, chip: str, settings: Iterable[str], options: Options) -> str:

@@ -40,8 +40,8 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
         head.add_row("against the QDQ model", f"{verified['qdq']['mismatches']:,} of "
                      f"{verified['qdq']['outputs']:,} outputs differ, by "
                      f"{verified['qdq']['largest_steps']} steps at most")
-        for name, text in verified["host"].items():
-            head.add_row("on the host", f"{name} ({text})")
+    for name, text in verified["host"].items():
+        head.add_row("on the host", f"{name} ({text})")
     for kind, apart in verified.get("distances", {}).items():
         head.add_row(f"{kind} from float", f"{apart['mean_steps']:.2f} steps on average, "
                      f"{apart['largest_steps']:.2f} at most; {apart['rounded_otherwise']:,} of "

@@ -60,6 +60,7 @@ class Geometry:
     needs: tuple[tuple[int, int], ...]
     has_residual: bool = False
     table_words: int = 0             # residual's table, byte table
+    packed: bool = False             # weights as nibbles
 
     @property
     def pixels(self) -> int:
@@ -71,7 +72,9 @@ class Geometry:
 
     @property
     def tile_words(self) -> int:
-        return 1 if self.diagonal else TILE_WORDS
+        if self.diagonal:
+            return 1
+        return TILE_WORDS // 2 if self.packed else TILE_WORDS
 
     @property
     def is_dense(self) -> bool:
@@ -135,6 +138,7 @@ def geometry_of(layer: ConvLayer) -> Geometry:
         name=layer.name, kernel=(kh, kw), dilation=(dy, dx), in_groups=in_groups,
         out_groups=out_groups, in_plane=batch * height * width, diagonal=diagonal,
         needs=_needs(layer.groups, group_inputs, outputs, out_groups, diagonal),
+        packed=layer.packed and not diagonal,
         has_residual=layer.residual is not None,
         table_words=RESIDUAL_WORDS * (layer.residual is not None)
         + BYTE_WORDS * (layer.table is not None),

@@ -188,6 +188,9 @@ def weight_tiles(layer: ConvLayer, shape: Geometry, groups: range) -> list[Bytes
         _fill(full, weights, g, first, layer.groups)
         tiles = full.reshape(LANES, count, LANES, kh * kw).transpose(1, 3, 0, 2) & 0xFF
         found.append(tiles.astype(np.uint8).reshape(count * kh * kw, LANES * LANES))
+    if shape.packed:  # lane 2 i in the low half of a cell's byte i
+        return [(tiles[:, 0::2] & 15 | (tiles[:, 1::2] & 15) << 4).astype(np.uint8)
+                for tiles in found]
     return found
 
 

@@ -263,6 +263,9 @@ def compile_network(
         wanted = {tensor.layer_name for tensor in network.outputs}
     layers, parts, viewed = take_views(layers)
     layers, blocks = _fill_lanes(layers)
+    if config.core.packed_weights:
+        layers = [replace(each, packed=True) if isinstance(each, ConvLayer) and each.fits_nibbles
+                  else each for each in layers]
     for cap in FRAME_CAPS:
         choices = _plan(config, layers, cap)
         memory = Memory(config)

@@ -265,10 +265,11 @@ class TileStep:
 
     def _weight_fields(self, op: Op, use: "Use") -> dict[str, int]:
         layer = self.step.layer
-        diagonal = self.plan.shape.diagonal
+        shape = self.plan.shape
+        mode = WeightMode.INT4 if shape.packed else WeightMode.ROW
         return {
             "w_layer": use.number, "w_tile": op.segment.first_tile, "w_keep": int(op.keep),
-            "w_mode": int(WeightMode.DIAGONAL if diagonal else WeightMode.ROW),
+            "w_mode": int(WeightMode.DIAGONAL if shape.diagonal else mode),
             "a_signed": int(layer.x_signed), "a_zero": int(layer.x_zero),
             "w_signed": int(layer.weight_signed), "w_zero": int(layer.weight_zero),
             "first": int(op.first), "last": int(op.last),

@@ -296,6 +296,12 @@ def build(
         name=name, layers=tuple(net.layers), outputs=(output,), model=None,
         inputs=(numbers("tokens", len(words)), numbers("positions", LONGEST)),
         given={"tokens": np.array(flat, np.int32), "positions": np.array(places, np.int32)},
+        host={
+            "tokenizer": f"{len(sentences)} texts to {4 * len(flat):,} bytes of token numbers and "
+            f"{4 * len(flat):,} of positions",
+            "length and cosine": f"of {len(sentences)} embeddings, {WIDTH * len(sentences):,} "
+            "bytes",
+        },
     )
 
 

@@ -116,6 +116,7 @@ class ConvLayer:
     clip_low, clip_high: In the output's domain: its type's range or a fused clip.
     residual: An addition fused behind the convolution.
     table: uint8[256], applied last: byte of y (or of the sum) to byte of ``table_target``.
+    packed: Weights move and lie as nibbles; the compiler decides it where `fits_nibbles`.
     """
 
     name: str
@@ -140,6 +141,13 @@ class ConvLayer:
     residual: Residual | None = None
     table: NDArray[np.uint8] | None = None
     table_target: Operand | None = None
+    packed: bool = False
+
+    @property
+    def fits_nibbles(self) -> bool:
+        """Whether every weight and their zero point are -8 .. 7."""
+        low = min(int(self.weights.min(initial=0)), self.weight_zero)
+        return low >= -8 and max(int(self.weights.max(initial=0)), self.weight_zero) <= 7
 
     @property
     def sources(self) -> tuple[Operand, ...]:
@@ -427,6 +435,7 @@ class Network:
         (`emu.network.qdq.Boundary`).
     given: Inputs that a run without any takes instead of random ones.
     constants: Layer tensors that are the same in every run: addends and factors.
+    host: What of the model as people know it the host does: operator to what and how many bytes.
     """
 
     name: str
@@ -437,6 +446,7 @@ class Network:
     boundary: Any = None
     given: Mapping[str, NDArray] | None = field(default=None, repr=False)
     constants: Mapping[str, NDArray] = field(default_factory=dict, repr=False)
+    host: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def macs(self) -> int:

@@ -238,7 +238,12 @@ def decoder(
         for block in range(layers):
             x, caches[block] = _decode_block(net, block, x, caches[block], heads, cached)
         hidden.append(net.norm("norm", x))
-    return net.network(net.concat("y", *hidden), *(each for each in caches if each))
+    found = net.network(net.concat("y", *hidden), *(each for each in caches if each))
+    return replace(found, host={
+        "embedding": f"of {steps} token{'s' if steps > 1 else ''}: {width * steps:,} bytes to the "
+        "chip",
+        "logits and choice": f"from {width * steps:,} bytes of hidden states",
+    })
 
 
 def _decode_block(

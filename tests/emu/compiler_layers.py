@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers for compiler tests and their golden results in plain numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from emu.network.layers import ConvLayer
@@ -34,6 +36,13 @@ def make_layer(
         scale=(rng.uniform(0.2, 2, m) / (90 * np.sqrt(depth) * 90) * 60).astype(np.float32),
         y_zero=y_zero, y_signed=y_signed, clip_low=clip[0], clip_high=clip[1],
     )
+
+
+def nibbles(layer):
+    """``layer`` with weights of 4 bits."""
+    low = 8 if layer.weight_signed else 0
+    values = (layer.weights.astype(np.int64) % (8 + low) - low).astype(layer.weights.dtype)
+    return replace(layer, weights=values, weight_zero=layer.weight_zero % 8, scale=layer.scale * 16)
 
 
 def make_input(rng, layer):

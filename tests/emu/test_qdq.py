@@ -96,8 +96,11 @@ def test_quantised_models_import_with_onnxruntimes_bits(files, options):
         outputs = evaluate(network, inputs).outputs
         count, wrong, most = qdq_mismatches(network, inputs, outputs)
         assert count == 10 and wrong <= 2 and most <= 1
-    host = network.boundary.host_operators()
+    host = network.boundary.host_operators({"x": 432, "y": 10})
     assert [name.split()[0] for name in host] == ["QuantizeLinear", "DequantizeLinear"]
+    assert [text.split(",")[0] for text in host.values()] == [
+        "1", "10 of int8 to 40 bytes of float32"]
+    assert "1,728 bytes of float32 to 432 of int8" in host["QuantizeLinear x"]
 
 
 def test_float_inputs_are_quantised_on_the_host(files, tmp_path):

@@ -27,6 +27,9 @@ def random_layer(seed: int, large: bool = False) -> tuple[str, bytes]:
     else:
         text, parts = _convolution(rng, kind, large, **common)
     nodes, inputs, outputs, constants = parts
+    if seed % 4 == 3:
+        text = f"{text} 4-bit weights"
+        _nibbles(constants, weight)
     fused = str(rng.choice(["", "", "relu" if activation == "s8" else "", "clip"]))
     if fused:
         nodes[0].output[0] = "before"
@@ -37,6 +40,15 @@ def random_layer(seed: int, large: bool = False) -> tuple[str, bytes]:
         f"{seed}: {kind} {text} {signs}{bias} {fused}",
         models.model(nodes, inputs, outputs, constants),
     )
+
+
+def _nibbles(constants, weight):
+    """Weights of 4 bits, which the compiler packs, and outputs that fill their type again."""
+    low = 8 if weight == "s8" else 0
+    values = constants["w"].astype(np.int64) % (8 + low) - low
+    constants["w"] = values.astype(constants["w"].dtype)
+    constants["wz"] = (constants["wz"] % 8).astype(constants["wz"].dtype)
+    constants["ys"] = np.float32(constants["ys"] / 16)
 
 
 def _activation(rng, fused, activation, constants):

@@ -5,6 +5,7 @@ A network is a *recipe*, a list of plain values that hypothesis can draw and shr
 recipes, each with names of its own, into one model, so that a simulation can run many at once.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,27 @@ def random_recipe(seed: int) -> tuple:
     return (seed, pick(["s8", "s8", "u8"]), pick([1, 1, 2]), pick([1, 3, 16, 20, 48]),
             int(rng.integers(1, 15)), int(rng.integers(1, 15)),
             [step() for _ in range(int(rng.integers(1, 7)))])
+
+
+def _smaller(recipe: tuple) -> Iterator[tuple]:
+    """Recipes with a step less, or one size at one, halved or less by one."""
+    *front, steps = recipe
+    for k in range(len(steps) if len(steps) > 1 else 0):
+        yield (*front, [*steps[:k], *steps[k + 1 :]])
+    for k in range(2, len(front)):
+        for size in sorted({1, front[k] // 2, front[k] - 1}):
+            if 1 <= size < front[k]:
+                yield (*front[:k], size, *front[k + 1 :], steps)
+
+
+def shrunk(recipe: tuple, fails: Callable[[tuple], bool]) -> tuple:
+    """The smallest part of ``recipe`` for which ``fails`` still holds, step by step (hypothesis
+    does not shrink an example that it has not drawn itself)."""
+    while True:
+        found = next((each for each in _smaller(recipe) if fails(each)), None)
+        if found is None:
+            return recipe
+        recipe = found
 
 
 @dataclass

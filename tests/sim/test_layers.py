@@ -129,7 +129,8 @@ def check(path, data, seed=1):
     path.write_bytes(data)
     size = sum(np.prod(tensor.shape) for tensor in load_network(path).outputs)
     result = run(str(path), chip="small", options=Options(seed=seed))
-    assert result["verified"] == {"outputs": size, "mismatches": 0, "conditions": []}
+    assert result["verified"] == {"outputs": size, "mismatches": 0, "conditions": [],
+                                  "distances": {}, "host": {}}
     return result
 
 
@@ -171,6 +172,17 @@ def test_a_chain_longer_than_the_descriptors(tmp_path):
     text, data = random_chain(0, most=60)
     assert text.count(">") > 40
     check(tmp_path / "m.onnx", data)
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("seed", [3, 11])
+def test_weights_of_four_bits(tmp_path, seed):
+    """They go through HBM, mesh and scratchpads as nibbles."""
+    text, data = random_layer(seed)
+    assert "4-bit" in text
+    check(tmp_path / "m.onnx", data)
+    network = load_network(tmp_path / "m.onnx")
+    assert all(layer.fits_nibbles for layer in network.layers)
 
 
 @pytest.mark.slow

@@ -60,7 +60,8 @@ def test_json(tmp_path, capsys):
     result = json.loads(path.read_text())
     check_schema(result, SCHEMA)
     assert result["schema"] == 1 and result["workload"] == "tiny.conv1x1" and result["seed"] == 7
-    assert result["verified"] == {"outputs": 1680, "mismatches": 0, "conditions": []}
+    assert result["verified"] == {"outputs": 1680, "mismatches": 0, "conditions": [],
+                                  "distances": {}, "host": {}}
     assert Config.model_validate(result["chip"]).mesh.tiles == 4
     assert result["policy"]["name"] == "next_layer"
     assert 0 < result["mac_utilisation"] < 1 and 0 < result["hbm_utilisation"] < 1

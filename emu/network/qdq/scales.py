@@ -51,13 +51,20 @@ class Boundary:
     inputs: Mapping[str, Scale] = field(default_factory=dict)
     outputs: Mapping[str, Scale] = field(default_factory=dict)
 
-    def host_operators(self) -> dict[str, str]:
-        """What the host computes: operator and tensor, to what it is."""
+    def host_operators(self, elements: Mapping[str, int]) -> dict[str, str]:
+        """What the host computes: operator and tensor, to what it is and how many bytes it moves.
+
+        ``elements``: of every graph input and output.
+        """
+        def text(name: str, scale: Scale) -> str:
+            count, kind = elements[name], scale.zero.dtype
+            ways = f"{4 * count:,} bytes of float32", f"{count:,} of {kind}"
+            first, last = ways if name in self.inputs else ways[::-1]
+            return f"{first} to {last}, scale {scale.scale:.6g}, zero point {scale.zero}"
+
         return {
-            **{f"{QUANTISE} {name}": f"input, {scale.zero.dtype}, scale {scale.scale:.6g}, zero "
-               f"point {scale.zero}" for name, scale in self.inputs.items()},
-            **{f"{DEQUANTISE} {name}": f"output, {scale.zero.dtype}, scale {scale.scale:.6g}, zero "
-               f"point {scale.zero}" for name, scale in self.outputs.items()},
+            **{f"{QUANTISE} {name}": text(name, scale) for name, scale in self.inputs.items()},
+            **{f"{DEQUANTISE} {name}": text(name, scale) for name, scale in self.outputs.items()},
         }
 
     def quantise(self, name: str, values: NDArray) -> NDArray:
