@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Charts of results as pages of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -30,4 +30,34 @@ def layer_page(result: Mapping[str, Any]) -> str:
     figure.update_layout(
         title=f"{result['workload']} on {result['chip']['name']}: {result['cycles']:,} cycles",
         template="plotly_white", height=800, legend={"orientation": "h", "y": 1.06})
+    return figure.to_html(include_plotlyjs=True, full_html=True)
+
+
+def experiment_page(studies: Sequence[Mapping[str, Any]]) -> str:
+    """HTML: for each study, cycles and HBM bytes of every case over its group's baseline."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=len(studies), cols=1, subplot_titles=[
+        f"{study['experiment']}: {study['idea']}" for study in studies])
+    for row, study in enumerate(studies, 1):
+        rows = study["rows"]
+        base = {r["group"]: r for r in rows if r["is_baseline"]}
+        names = [[r["group"] for r in rows], [r["case"] for r in rows]]
+        for name, colour, value in (
+            ("cycles", "#1f77b4", lambda r: r["cycles"]),
+            ("HBM bytes", "#d62728",
+             lambda r: sum(r["traffic_bytes"].get(k, 0) for k in ("hbm_read", "hbm_write"))),
+        ):
+            ratios = [value(r) / value(base[r["group"]]) if value(base[r["group"]]) else None
+                      for r in rows]
+            figure.add_trace(go.Bar(
+                x=names, y=ratios, name=f"{name} over the baseline", marker_color=colour,
+                text=[f"{value(r):,}" for r in rows], textposition="none",
+                hovertemplate="%{x}: %{y:.3f} of the baseline<br>%{text}", legendgroup=name,
+                showlegend=row == 1), row=row, col=1)
+        figure.add_hline(y=1, line={"dash": "dot", "color": "grey"}, row=row, col=1)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(template="plotly_white", height=120 + 480 * len(studies), barmode="group",
+                         legend={"orientation": "h", "y": 1 + 0.2 / len(studies)})
     return figure.to_html(include_plotlyjs=True, full_html=True)

@@ -95,9 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
     dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
 
     study = commands.add_parser("experiment", help="studies of the memory ideas on the RTL chip")
-    study.add_argument("names", nargs="*", metavar="NAME", help="prefetch, fusion (default: all)")
+    study.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
     study.add_argument("--quick", action="store_true", help="a short version on the small chip")
     study.add_argument("--json", metavar="F", help="write the results here (- for the terminal)")
+    study.add_argument("--chart", metavar="F.html", help="write a page of bars")
 
     quantise = commands.add_parser("quantize", help="make a QDQ model of a float one")
     quantise.add_argument("model", help="float .onnx file")
@@ -276,7 +277,10 @@ def _experiment(arguments: argparse.Namespace, console: Console) -> None:
     from sim.experiments.framework import experiment
     from sim.tables import experiment_table
 
+    from sim.files import check_writable, write
+
     output = None if arguments.json == "-" else arguments.json
+    check_writable(arguments.chart)
     with Console(stderr=True).status("") as status:
         found = experiment(arguments.names, quick=arguments.quick, output=output,
                            progress=status.update)
@@ -290,6 +294,10 @@ def _experiment(arguments: argparse.Namespace, console: Console) -> None:
             for text in study["skipped"]:
                 console.print(f"not run: {text}", soft_wrap=True)
     _write_json(arguments.json, found[0] if len(found) == 1 else found)
+    if arguments.chart:
+        from sim.charts import experiment_page
+
+        write(arguments.chart, experiment_page(found).encode())
 
 
 def _quantise(arguments: argparse.Namespace, console: Console) -> None:

@@ -214,8 +214,12 @@ def run(
     options: Options | None = None,
     output: str | None = None,
     progress: Progress = lambda text: None,
+    network: Network | None = None,
 ) -> dict[str, Any]:
     """Run ``workload`` (a built-in name or an ``.onnx`` path) on the RTL chip.
+
+    network: What to run instead of the workload, whose inputs and task it has: a variant of it,
+        which no command line repeats.
 
     Returns the result of schema version 1; see the README for its keys.
 
@@ -225,7 +229,7 @@ def run(
     RunError: If outputs differ, a conservation check fails or the machine does not end.
     """
     check_writable(output)
-    return _execute(_prepare(workload, chip, settings, options or Options(), progress),
+    return _execute(_prepare(workload, chip, settings, options or Options(), progress, network),
                     output, progress)
 
 
@@ -242,7 +246,8 @@ class _Job:
 
 
 def _prepare(
-    workload: str, chip: str, settings: Iterable[str], options: Options, progress: Progress
+    workload: str, chip: str, settings: Iterable[str], options: Options, progress: Progress,
+    network: Network | None = None,
 ) -> _Job:
     """Check everything, compute what to expect, and compile, which finds what does not fit."""
     settings = list(settings)
@@ -262,7 +267,7 @@ def _prepare(
             f"simulator {options.simulator} needs the distribution's {' and '.join(missing)}: "
             "install first, then see headrace doctor"
         )
-    network = load_network(workload)
+    network = network or load_network(workload)
     inputs = (
         load_inputs(network, options.inputs) if options.inputs
         else trained.samples(workload, network) or random_inputs(network, options.seed)

@@ -156,7 +156,12 @@ def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choic
         if full is None:
             placed, full = _place(edges, choices, limit)
             if full is None:
-                return _joined(choices, placed)
+                try:
+                    return _joined(choices, placed)
+                except _NoSemaphoreError as error:
+                    edge = error.edge
+                    wanted.discard((edge.producer, edge.reader, edge.is_residual))
+                    continue
         if not evict:
             return None
         alive = [e for e in edges if e.producer <= full <= e.reader]
@@ -314,6 +319,14 @@ def _joined(choices: dict[int, Choice], bases) -> dict[int, Choice] | None:
     return choices
 
 
+class _NoSemaphoreError(Exception):
+    """Too many edges at one time; ``edge`` is one too many."""
+
+    def __init__(self, edge: Edge):
+        super().__init__(edge)
+        self.edge = edge
+
+
 def _semaphores(edges: Sequence[Edge], bases) -> Iterator[Edge]:
     """Edges with address and semaphores. A number returns when its edge's reader is over."""
     free_from = [-1] * EDGES
@@ -323,7 +336,7 @@ def _semaphores(edges: Sequence[Edge], bases) -> Iterator[Edge]:
              if all(free_from[k + j] < edge.producer for j in range(edge.pieces))), None,
         )
         if start is None:
-            raise ValueError("no semaphores left")
+            raise _NoSemaphoreError(edge)
         for j in range(edge.pieces):
             free_from[start + j] = edge.reader
         yield replace(edge, base=bases[edge], sem=FIRST_EDGE + start)

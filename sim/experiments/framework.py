@@ -17,6 +17,7 @@ from typing import Any
 from emu.compiler import compile_network
 from emu.config import load_config
 from emu.errors import UserError
+from emu.network.layers import Network
 from emu.network.workloads import load_network
 from emu.planner import place
 from sim import runner
@@ -43,6 +44,9 @@ class Case:
     chip: str = "base"
     settings: tuple[str, ...] = ()
     is_baseline: bool = False
+    network: Callable[[], Network] | None = None
+    task: Callable[[], dict[str, Any]] | None = None
+    """A variant of the workload, and its task's error, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,23 @@ def modelled_energy(result: Mapping[str, Any], macs: int) -> dict[str, float]:
             for level in LEVELS}
 
 
+def kept(name: str, sources: Iterable[Path], make: Callable[[], Any]) -> Any:
+    """What ``make`` returns (plain values), made once as long as the sources are the same."""
+    key = hashlib.sha256(name.encode())
+    for path in sources:
+        key.update(path.read_bytes())
+    file = runner.cache_home() / "experiments" / f"{key.hexdigest()[:24]}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(str(file), json.dumps(make()).encode())
+    return json.loads(file.read_text())
+
+
 def _key(case: Case) -> tuple[str, Any]:
     """(hash of everything that the row depends on, the program)."""
     config = load_config(case.chip, case.settings)
-    program = compile_network(load_network(case.workload), config, check=False)
+    network = case.network() if case.network else load_network(case.workload)
+    program = compile_network(network, config, check=False)
     key = hashlib.sha256(design_key(config).encode())
     key.update(program.words.tobytes())
     key.update(config.prefetch.model_dump_json().encode())
@@ -99,18 +116,22 @@ def _key(case: Case) -> tuple[str, Any]:
 
 def _row(case: Case, progress: Progress) -> dict[str, Any]:
     key, program = _key(case)
-    kept = runner.cache_home() / "experiments" / f"{key}.json"
-    if kept.exists():
-        return json.loads(kept.read_text()) | {"case": case.name, "group": case.group,
+    file = runner.cache_home() / "experiments" / f"{key}.json"
+    if file.exists():
+        return json.loads(file.read_text()) | {"case": case.name, "group": case.group,
                                                "is_baseline": case.is_baseline}
     result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),
-                 progress=lambda text: progress(f"{case.group}, {case.name}: {text}"))
+                 progress=lambda text: progress(f"{case.group}, {case.name}: {text}"),
+                 network=program.network if case.network else None)
     footprint = {name: place(items).high_water for name, items in program.memories.items()}
     row = {
         "machine": {"chip": case.chip, "settings": list(case.settings)},
         "workload": case.workload,
         # What the planner needs at once for all activations, for those in HBM, and in one tile.
-        "footprint_bytes": {"hbm_image": 16 * len(program.words), **footprint},
+        "footprint_bytes": {
+            "hbm_image": 16 * len(program.words),
+            "constants": 16 * sum(r.constant_words for r in program.rooflines), **footprint,
+        },
         "traffic_bytes": result["bytes"],
         "cycles": result["cycles"],
         "stall_cycles": result["stalls"],
@@ -118,8 +139,10 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         "energy_pj": modelled_energy(result, program.macs),
         "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write(str(kept), json.dumps(row).encode())
+    if case.task:
+        row["task"] = case.task()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(str(file), json.dumps(row).encode())
     return row | {"case": case.name, "group": case.group, "is_baseline": case.is_baseline}
 
 

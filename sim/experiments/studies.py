@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.experiments.framework import Case, Experiment, compared
+from sim.experiments.precision import PRECISION
 
 POLICIES = ("double_buffer", "demand", "run_ahead", "next_layer", "oracle")
 
@@ -86,5 +87,6 @@ EXPERIMENTS = {
             losing_case="small scratchpads: areas leave few frames and coarse splits",
             findings=_fusion_findings,
         ),
+        PRECISION,
     )
 }

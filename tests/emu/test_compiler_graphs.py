@@ -108,3 +108,18 @@ def test_a_tensor_of_two_readers_and_a_fork():
     for chip in ("small", "base"):
         program = compile_network([a, b, c], load_config(chip))
         np.testing.assert_array_equal(execute(program, {"x": x})["sum"], expected)
+
+
+def test_a_tensor_of_more_readers_than_semaphores():
+    """Edges that find no semaphore go through HBM."""
+    rng = np.random.default_rng(12)
+    first = make_layer(rng, c=32, m=32, h=6, w=6, target="t")
+    zero = first.y_zero
+    readers = [make_layer(rng, c=32, m=16, h=6, w=6, x_zero=zero, x_signed=first.y_signed,
+                          source="t", target=f"y{k}", name=f"reader {k}") for k in range(12)]
+    program = compile_network([first, *readers], load_config("small"))
+    inputs = make_input(rng, first)
+    found = execute(program, {"x": inputs})
+    made = golden(first, inputs)
+    for layer in readers:
+        np.testing.assert_array_equal(found[layer.output_name], golden(layer, made))
