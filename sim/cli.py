@@ -275,9 +275,8 @@ def _dram(arguments: argparse.Namespace, console: Console) -> None:
 
 def _experiment(arguments: argparse.Namespace, console: Console) -> None:
     from sim.experiments.framework import experiment
-    from sim.tables import experiment_table
-
     from sim.files import check_writable, write
+    from sim.tables import experiment_table
 
     output = None if arguments.json == "-" else arguments.json
     check_writable(arguments.chart)

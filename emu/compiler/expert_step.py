@@ -61,7 +61,7 @@ def _weight_tiles(layer: ExpertLayer) -> NDArray[np.uint8]:
     """Words [expert, output group, input group * 16, byte]."""
     experts, outputs, inputs = layer.weights.shape
     groups, depth = -(-outputs // LANES), -(-inputs // LANES)
-    full = np.zeros((experts, groups * LANES, depth * LANES), np.int8)
+    full = np.full((experts, groups * LANES, depth * LANES), layer.weight_zero, np.int8)
     full[:, :outputs, :inputs] = layer.weights
     tiles = full.reshape(experts, groups, LANES, depth, LANES).transpose(0, 1, 3, 2, 4)
     return np.ascontiguousarray(tiles).view(np.uint8).reshape(experts, groups, -1, WORD_BYTES)
@@ -298,7 +298,7 @@ class TileExpertStep:
             "w_group_stride": step.depth * TILE_WORDS, "w_tile_stride": TILE_WORDS,
             "w_mode": WeightMode.ROW, "out_groups": self.chunks[number][1] - self.chunks[number][0],
             "a_signed": int(x.is_signed), "a_zero": layer.sources[0].zero, "w_signed": 1,
-            "w_zero": 0, "first": 1, "last": 1, "out": self.out + i * count + first,
+            "w_zero": layer.weight_zero, "first": 1, "last": 1, "out": self.out + i * count + first,
             "out_group": 1, "out_step": 1,
             "params": self.params + PARAMETER_WORDS * (i * count + first),
             "out_zero": layer.y_zero, "clip_low": low, "clip_high": low + 255,

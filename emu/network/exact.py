@@ -198,7 +198,8 @@ def _experts(layer: ExpertLayer, x: NDArray, numbers: NDArray) -> NDArray:
     found = []
     for i, expert in enumerate(_numbers(numbers)[0, : layer.k]):
         pixel = x[0, :, 0, i if x.shape[3] > 1 else 0].astype(np.float64) - layer.sources[0].zero
-        sums = np.rint(layer.weights[expert].astype(np.float64) @ pixel).astype(np.int64)
+        weights = layer.weights[expert].astype(np.float64) - layer.weight_zero
+        sums = np.rint(weights @ pixel).astype(np.int64)
         found.append(requantise(sums, layer.scale[expert], bias=layer.bias[expert],
                                 zero=layer.y_zero, **_range(layer.y_signed)))
     y = np.stack(found, axis=1).reshape(layer.target.shape)

@@ -37,6 +37,7 @@ SUPPORTED = {
     (MICROSOFT, "QLinearSoftmax"),
     (OWN, "Table"),
     (OWN, "LayerNorm"),
+    (OWN, "TopK"),
     (MICROSOFT, "QLinearAveragePool"),
     (MICROSOFT, "QLinearGlobalAveragePool"),
     ("", "Flatten"),

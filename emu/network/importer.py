@@ -21,7 +21,7 @@ from emu.network.drafts import Buffer, Draft, Source, View, in_order
 from emu.network.graph import MAX_ELEMENTS, Graph, Node, constants_of, load_model
 from emu.network.layers import IndexTensor, Network, Shape4, Tensor
 from emu.network.qdq import convert, is_qdq
-from emu.network.readers import elements, joins, pools, rows, views, weighted
+from emu.network.readers import elements, joins, pools, routing, rows, views, weighted
 
 
 class Importer:
@@ -39,6 +39,8 @@ class Importer:
         self.roots = dict(self.views)
         self.scores: dict[str, rows.Scores] = {}
         self.given: dict[str, NDArray] = {}
+        self.tops: dict[str, routing.Top] = {}
+        self.experts: dict[str, routing.Experts] = {}
         self.joined: set[Buffer] = set()
 
     def run(self) -> Network:
@@ -53,9 +55,13 @@ class Importer:
                 self._tensor(v.name, View(self.roots[v.name].buffer, v.shape or (), False))
                 for v in self.graph.inputs
             ),
-            outputs=tuple(self._tensor(v.name, self.views[v.name]) for v in self.graph.outputs),
+            outputs=tuple(self._output(v.name) for v in self.graph.outputs),
             model=self.graph.model, constants=self.given,
         )
+
+    def _output(self, name: str) -> Tensor:
+        top = self.tops.get(name)
+        return top.tensor(name) if top else self._tensor(name, self.views[name])
 
     def _tensor(self, name: str, view: View) -> Tensor:
         buffer = view.buffer
@@ -84,6 +90,10 @@ class Importer:
         name = node.input(index)
         if name in self.constants:
             raise node.error(f"its input {name} is a constant: nothing to compute")
+        if name in self.tops:
+            return self.tops[name].view(self, node, name)
+        if name in self.experts:
+            raise node.error(f"{name} holds chosen weights, supported in a QLinearMatMul only")
         if name in self.scores:
             raise node.error(f"{name} is a product of activations, supported in attention only")
         if self.views[name].buffer.dtype not in ("int8", "uint8"):
@@ -143,6 +153,11 @@ class Importer:
             if value.name in self.scores:
                 raise UserError(f"{graph.name}: output {value.name} is a product of activations, "
                                 "supported in attention only")
+            if value.name in self.tops:
+                continue
+            if value.name not in self.views:
+                raise UserError(f"{graph.name}: output {value.name} holds chosen weights, not a "
+                                "result")
             view = self.views[value.name]
             if view.buffer.producer is None:
                 raise UserError(f"{graph.name}: output {value.name} is only a reshaped input")
@@ -159,7 +174,7 @@ def _whole(order: NDArray[np.int64], buffer: Buffer) -> bool:
 
 READERS: Mapping[str, Callable[[Importer, Node], None]] = {
     **weighted.READERS, **pools.READERS, **elements.READERS, **rows.READERS, **views.READERS,
-    **joins.READERS,
+    **joins.READERS, **routing.READERS,
 }
 
 

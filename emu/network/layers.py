@@ -70,6 +70,21 @@ class IndexTensor(Tensor):
         return numbers.astype(self.dtype).reshape(self.shape)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopTensor(Tensor):
+    """What a `TopKLayer` found, as ONNX's TopK has it: rows of k values, or of their numbers."""
+
+    k: int
+
+    def from_layer(self, values: NDArray) -> NDArray:
+        words = np.ascontiguousarray(values.reshape(16, -1).T).view(np.uint8)
+        if self.dtype == "int64":
+            found = words[0::2].copy().view(np.uint32)[:, : self.k].astype(np.int64)
+        else:
+            found = words[1::2, : self.k].copy().view(self.dtype)
+        return found.reshape(self.shape)
+
+
 @dataclass(frozen=True)
 class Operand:
     """A layer tensor as a layer reads or writes it: name, (N, C, H, W), signedness, zero point."""
@@ -394,7 +409,8 @@ class ExpertLayer:
 
     sources: x (1, C, 1, 1), or (1, C, 1, k) with an x for each; their numbers as in `TopKLayer`.
     target: (1, M, 1, k), behind ``table`` (byte of y to byte) if there is one.
-    weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`.
+    weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`;
+        ``weight_zero`` is that of all.
     """
 
     name: str
@@ -407,6 +423,7 @@ class ExpertLayer:
     y_zero: int
     y_signed: bool = True
     table: NDArray[np.uint8] | None = None
+    weight_zero: int = 0
 
     @property
     def macs(self) -> int:

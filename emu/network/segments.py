@@ -74,7 +74,9 @@ def run_segments(model: Any, inputs: Mapping[str, NDArray], name: str) -> Values
                       for each in node.input}
             _run(model, theirs, values, constants, later | set(outputs), name)
         for node in ours:
-            values[node.output[0]] = _OWN[node.op_type](Node(node, name), values, constants)
+            found = _OWN[node.op_type](Node(node, name), values, constants)
+            several = found if isinstance(found, tuple) else (found,)
+            values |= {to: each for to, each in zip(node.output, several, strict=True) if to}
     return {each: values[each] for each in outputs}
 
 
@@ -122,6 +124,13 @@ def _norm(node: Node, values: Values, constants: Values) -> NDArray:
     ).astype(y_zero.dtype)
 
 
-_OWN: Mapping[str, Callable[[Node, Values, Values], NDArray]] = {
-    "Table": _table, "LayerNorm": _norm,
+def _top(node: Node, values: Values, constants: Values) -> tuple[NDArray, NDArray]:
+    """(values, numbers) of the largest along the last axis; of equals the first."""
+    x = values[node.inputs[0]]
+    best = np.argsort(-x.astype(np.int32), axis=-1, kind="stable")[..., : node.get("k", 1)]
+    return np.take_along_axis(x, best, axis=-1), best.astype(np.int64)
+
+
+_OWN: Mapping[str, Callable[[Node, Values, Values], NDArray | tuple[NDArray, ...]]] = {
+    "Table": _table, "LayerNorm": _norm, "TopK": _top,
 }

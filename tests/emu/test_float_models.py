@@ -16,10 +16,12 @@ from emu.network.layers import (
     AttentionLayer,
     ConcatLayer,
     ConvLayer,
+    ExpertLayer,
     GatherLayer,
     IndexTensor,
     NormLayer,
     TableLayer,
+    TopKLayer,
 )
 from emu.network.qdq import DEQUANTISE, QUANTISE
 from emu.network.quantise import Options, quantise
@@ -198,3 +200,47 @@ def test_what_has_no_static_scale_is_refused():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(UserError, match=r"DynamicQuantizeLinear observe .*only known at run time"):
         import_onnx(model.SerializeToString(), "dynamic")
+
+
+def routed(count=6, width=16, inner=32):
+    """A router, two of ``count`` experts on one token, up and down; values, numbers, products."""
+    net = Graph(8)
+    scores = net.linear("router", "x", width, count)
+    k = net.constant("k", [2], np.int64)
+    net.nodes.append(helper.make_node("TopK", [scores, k], ["values", "numbers"], "top"))
+    net.node("Identity", ["values"], "best")
+    net.node("Identity", ["numbers"], "which")
+    up = net.node("Gather", [net.normal("up.w", count, width, inner, scale=0.2), "numbers"],
+                  "up.chosen")
+    down = net.node("Gather", [net.normal("down.w", count, inner, width, scale=0.2), "numbers"],
+                    "down.chosen")
+    hidden = net.node("Relu", [net.node("MatMul", ["x", up], "up")], "hidden")
+    net.node("MatMul", [hidden, down], "y")
+    return net.model({"x": (TensorProto.FLOAT, [1, width])}, {
+        "y": (TensorProto.FLOAT, [1, 2, 1, width]), "best": (TensorProto.FLOAT, [1, 2]),
+        "which": (TensorProto.INT64, [1, 2])})
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_routing_by_topk(tmp_path, width):
+    """The largest scores, their numbers, and the experts that they choose."""
+    data = {"x": np.random.default_rng(9).standard_normal((8, width)).astype(np.float32)}
+    network = quantised(tmp_path, routed(width=width, inner=2 * width), data)
+    kinds = [type(layer) for layer in network.layers]
+    assert kinds.count(TopKLayer) == 1 and kinds.count(ExpertLayer) == 2
+    _, golden = check(network, 4)
+    best, which = golden.outputs["best"], golden.outputs["which"]
+    assert best.dtype == np.int8 and best[0, 0] >= best[0, 1]
+    assert which.dtype == np.int64 and len(set(which[0])) == 2
+
+
+def test_rows_of_the_largest(tmp_path):
+    """TopK of several rows, as outputs."""
+    net = Graph(9)
+    k = net.constant("k", [3], np.int64)
+    net.nodes.append(helper.make_node("TopK", [net.linear("scores", "x", 16, 9), k],
+                                      ["best", "which"], "top"))
+    model = net.model({"x": (TensorProto.FLOAT, [5, 16])}, {
+        "best": (TensorProto.FLOAT, [5, 3]), "which": (TensorProto.INT64, [5, 3])})
+    data = {"x": net.rng.standard_normal((10, 16)).astype(np.float32)}
+    check(quantised(tmp_path, model, data), 3)

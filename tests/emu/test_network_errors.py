@@ -8,10 +8,11 @@ from onnx import TensorProto, external_data_helper, helper
 
 from emu.errors import UserError
 from emu.network.importer import import_onnx
+from emu.network.quantise import Options, quantise
 from emu.network.workloads import load_network
 from emu.network.zoo import tiny_residual
 from tests.emu import network_models as models
-from tests.emu.float_models import transformer
+from tests.emu.float_models import samples, transformer
 from tests.emu.hostile import changed as changed_at_random
 from tests.emu.network_models import conv_node, draw, gemm_node, operands
 
@@ -367,10 +368,13 @@ def _old_relu():
 
 
 @pytest.mark.filterwarnings("error")
-def test_hostile_models_get_one_line():
+def test_hostile_models_get_one_line(tmp_path):
     """Random changes of attributes, names, shapes and types: accepted or refused, never a crash."""
+    onnx.save(transformer(), tmp_path / "float.onnx")
+    np.savez(tmp_path / "samples.npz", **samples())
+    made = quantise(tmp_path / "float.onnx", tmp_path / "samples.npz", Options())
     seeds = [models.conv_model(np.random.default_rng(1)),
-             tiny_residual("r", 1).SerializeToString(), transformer().SerializeToString()]
+             tiny_residual("r", 1).SerializeToString(), made.SerializeToString()]
     refused = 0
     for number in range(600):
         try:

@@ -76,6 +76,7 @@ class Converter:
         self.inputs: dict[str, Scale] = {}
         self.integers: set[str] = set()
         self.sums: set[str] = set()
+        self.numbers: set[str] = set()            # of rows, found by TopK
         self.unsupported: list[str] = []
         self.refused: set[str] = set()
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
@@ -128,6 +129,10 @@ class Converter:
             self._sums(node, proto)
         elif node.op == "Cast" and node.inputs[0] in self.sums:
             self.pending[node.outputs[0]] = self.pending[node.inputs[0]]
+        elif node.op == "TopK" and node.inputs[0] in self.real:
+            self._top(node)
+        elif node.op == "Gather" and node.inputs[1] in self.numbers:
+            self._chosen(node, proto)
         elif node.op == "Gather" and node.inputs[1] in self.graph_inputs:
             self._embedding(node, proto)
         elif self._is_integer(node):
@@ -324,6 +329,37 @@ class Converter:
             return
         self._emit("Table", [source.name, self._add(f"{to.name}.table", table),
                              *self._of(to, to.name, "y")], to.name, OWN)
+
+    def _top(self, node: Node) -> None:
+        """The largest of each row: values in the operand's scale, and their numbers."""
+        from onnx import helper
+
+        k, scale = self._constant(node, 1), self.real[node.inputs[0]]
+        rank = len(self.shape(node.inputs[0]) or ())
+        if k is None or k.size != 1 or not node.get("largest", 1) or (
+                node.get("axis", -1) not in (-1, rank - 1)):
+            self._refuse(node, "only the constant k largest along the last axis are supported")
+            return
+        values = Scale(f"{node.outputs[0]}.int", scale.scale, scale.zero)
+        made = helper.make_node("TopK", [scale.name], [values.name, node.outputs[1]], node.name,
+                                domain=OWN, k=int(k.reshape(-1)[0]))
+        self.nodes.append(made)
+        self.real[node.outputs[0]] = values
+        self.integers.add(node.outputs[1])
+        self.numbers.add(node.outputs[1])
+
+    def _chosen(self, node: Node, proto: Any) -> None:
+        """Matrices of a constant stack by number, for a product."""
+        weights = self.weights.get(node.inputs[0])
+        if weights is None or weights.values.ndim != 3 or weights.scale.size != 1 or (
+                node.get("axis", 0) != 0) or weights.values.dtype not in _BYTES:
+            self._refuse(node, "by TopK's numbers only 8-bit matrices of one scale are supported: "
+                               "[experts, inputs, outputs], along axis 0")
+            return
+        name = f"{node.outputs[0]}.int"
+        self._copy(proto, [self._add(f"{name}.stack", weights.values), node.inputs[1]], name)
+        zero = np.asarray(weights.zero.reshape(-1)[0], weights.values.dtype)
+        self.real[node.outputs[0]] = Scale(name, np.float32(weights.scale.reshape(-1)[0]), zero)
 
     def _embedding(self, node: Node, proto: Any) -> None:
         """Rows of a constant table by a graph input's numbers."""

@@ -40,8 +40,8 @@ class Scores:
     probability: Quantised | None = None
 
 
-def _channels(node: Node, view: View) -> None:
-    """Settle a view whose last axis is the channels of a pixel, or refuse."""
+def last_axis(node: Node, view: View) -> None:
+    """Settle a view whose last axis is the channels of its pixels, or refuse."""
     count, channels = math.prod(view.shape[:-1]), view.shape[-1]
     plain = rows_of((1, channels, 1, count))
     view.settle((1, channels, 1, count), plain)
@@ -95,7 +95,7 @@ def softmax(net: "Importer", node: Node) -> None:
     if node.get("opset", 13) < 13 and axis % len(view.shape) != len(view.shape) - 1:
         raise node.error("before opset 13 only its last axis is supported")
     turned = _axis_last(node, view, axis)
-    _channels(node, turned)
+    last_axis(node, turned)
     draft = net.layer(node, SoftmaxLayer, [(view.buffer, x.zero)], x_scale=x.scale, y_scale=y.scale)
     _output(net, node, draft, view, y)
 
@@ -111,7 +111,7 @@ def norm(net: "Importer", node: Node) -> None:
         norm_parameters(gamma, beta, in_scale=x.scale, out_scale=y.scale, epsilon=epsilon)
     except UserError as error:
         raise node.error(str(error)) from None
-    _channels(node, view)
+    last_axis(node, view)
     draft = net.layer(
         node, NormLayer, [(view.buffer, x.zero)], gamma=gamma.astype(np.float32),
         beta=beta.astype(np.float32), epsilon=epsilon, x_scale=x.scale, y_scale=y.scale,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators that only look at a tensor in another way: no data moves."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,13 @@ def reshape(net: "Importer", node: Node) -> None:
     if node.op == "Identity" and node.input(0) in net.scores and (
             net.graph.uses[node.input(0)] == 1):
         net.scores[node.outputs[0]] = net.scores[node.input(0)]
+        return
+    if node.op == "Identity" and node.input(0) in net.experts:
+        net.experts[node.outputs[0]] = net.experts[node.input(0)]
+        return
+    if node.input(0) in net.tops:
+        top = net.tops[node.input(0)]
+        net.tops[node.outputs[0]] = replace(top, shape=reshaped(node, top.shape, net.constants))
         return
     view = net.view(node)
     shape = reshaped(node, view.shape, net.constants)
