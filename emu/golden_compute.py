@@ -15,7 +15,8 @@ from emu.isa import WeightMode
 Fields = dict[str, int]
 Bytes = NDArray[np.uint8]
 LANES = 16
-TILE_WORDS = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1, WeightMode.INT4: 8}
+TILE_WORDS = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1,
+              WeightMode.INT4: 8, WeightMode.ROW_TAP: 3}
 """Scratchpad words of a weight tile in each mode."""
 
 
@@ -36,11 +37,14 @@ def tile_weights(f: Fields, words: Bytes) -> NDArray[np.int64]:
     return values.T if mode == WeightMode.ROW else values
 
 
-def window_word(f: Fields, group: int, in_group: int, ky: int, kx: int, pixel: int) -> int | None:
-    """Scratchpad word of one activation, or None if it lies outside."""
+def window_word(
+    f: Fields, group: int, in_group: int, ky: int, kx: int, pixel: int, right: int = 0
+) -> int | None:
+    """Scratchpad word of one activation, or None if it lies outside; ``right`` columns beside the
+    tap's own."""
     row, column = divmod(f["first_x"] + pixel, f["out_width"])
     y = f["y0"] + row * f["sy"] + ky * f["dy"]
-    x = f["x0"] + column * f["sx"] + kx * f["dx"]
+    x = f["x0"] + column * f["sx"] + kx * f["dx"] + right
     if not (0 <= y < f["height"] and 0 <= x < f["width"]):
         return None
     base = f["base"] + group * f["advance"] + in_group * f["plane"]
@@ -61,6 +65,14 @@ def group_sums(
     taps = [(i, ky, kx) for i in range(f["in_groups"]) for ky in range(f["kh"])
             for kx in range(f["kw"])]
     for k, (in_group, ky, kx) in enumerate(taps):
+        if f["w_mode"] == WeightMode.ROW_TAP:
+            columns = extend(tile_words(group, k), f["w_signed"], f["w_zero"])
+            for pixel in range(f["pixels"]):
+                for right, column in enumerate(columns):
+                    word = window_word(f, group, in_group, ky, kx, pixel, right)
+                    if word is not None:
+                        total[pixel] += column * extend(memory[word], f["a_signed"], f["a_zero"])
+            continue
         weights = tile_weights(f, tile_words(group, k))
         for pixel in range(f["pixels"]):
             word = window_word(f, group, in_group, ky, kx, pixel)

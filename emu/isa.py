@@ -101,6 +101,9 @@ class WeightMode(IntEnum):
     """One word: byte j goes to lane j of cell j, all else is the zero point (depthwise)."""
     INT4 = 3
     """Eight words: word j holds cells 2j (low nibbles' 8 bytes) and 2j+1, signed 4-bit."""
+    ROW_TAP = 4
+    """Three words: byte j of word t meets channel j of the pixel t columns (``step`` words each)
+    right of the tap's own, in cell j (depthwise: three kernel columns in one pass)."""
 
 
 COMPUTE: Fields = (

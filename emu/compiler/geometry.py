@@ -15,6 +15,8 @@ from emu.errors import UserError
 from emu.network.layers import ConvLayer
 
 LANES = 16
+ROW_TAPS, MIN_PASS = 3, 4
+"""Kernel columns of a pass in mode ROW_TAP; least cycles from pass to pass."""
 RESIDUAL_WORDS, BYTE_WORDS = 64, 16
 """Words of a residual's float32 table and of a byte table."""
 
@@ -61,17 +63,36 @@ class Geometry:
     has_residual: bool = False
     table_words: int = 0             # residual's table, byte table
     packed: bool = False             # weights as nibbles
+    tapped: bool = False             # diagonal, and three columns of the kernel in one pass
 
     @property
     def pixels(self) -> int:
         return self.images * self.out_height * self.out_width
 
     @property
+    def columns(self) -> int:
+        """Passes that a row of the kernel takes."""
+        return -(-self.kernel[1] // ROW_TAPS) if self.tapped else self.kernel[1]
+
+    @property
     def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
+        """Passes that the kernel takes, of one input group."""
+        return self.kernel[0] * self.columns
+
+    def pass_cycles(self, pixels: int) -> int:
+        """Cycles of a pass over ``pixels``."""
+        if not self.tapped:
+            return max(pixels, self.tile_words, MIN_PASS)
+        left = min(2, max(0, -self.origin[1]))
+        rows = -(-pixels // self.out_width)
+        more = MIN_PASS - 1 if self.columns > 1 else 0
+        words = self.stride[1] * pixels + rows * (ROW_TAPS - self.stride[1] - left)
+        return max(words, MIN_PASS) + more
 
     @property
     def tile_words(self) -> int:
+        if self.tapped:
+            return ROW_TAPS
         if self.diagonal:
             return 1
         return TILE_WORDS // 2 if self.packed else TILE_WORDS
@@ -138,7 +159,7 @@ def geometry_of(layer: ConvLayer) -> Geometry:
         name=layer.name, kernel=(kh, kw), dilation=(dy, dx), in_groups=in_groups,
         out_groups=out_groups, in_plane=batch * height * width, diagonal=diagonal,
         needs=_needs(layer.groups, group_inputs, outputs, out_groups, diagonal),
-        packed=layer.packed and not diagonal,
+        packed=layer.packed and not diagonal, tapped=diagonal and _takes_taps(layer),
         has_residual=layer.residual is not None,
         table_words=RESIDUAL_WORDS * (layer.residual is not None)
         + BYTE_WORDS * (layer.table is not None),
@@ -162,6 +183,14 @@ def geometry_of(layer: ConvLayer) -> Geometry:
         out_width=out_width, stride=(sy // step, sx), origin=(-pt, -pl), row_step=step,
         image_words=height * width, row_words=step * width, **common,
     )
+
+
+def _takes_taps(layer: ConvLayer) -> bool:
+    """Whether a depthwise kernel has fewer cycles by three columns at a time."""
+    width, columns, stride = layer.output_shape[3], layer.weights.shape[3], layer.strides[1]
+    row = stride * width + ROW_TAPS - stride
+    return (layer.dilations[1] == 1 and stride <= ROW_TAPS
+            and -(-columns // ROW_TAPS) * row < columns * width)
 
 
 def _needs(groups, group_inputs, outputs, out_groups, diagonal):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.compiler.geometry import Geometry
+from emu.compiler.geometry import ROW_TAPS, Geometry
 from emu.compiler.space_to_depth import from_blocks, to_blocks
 from emu.config import SEGMENT_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
@@ -179,6 +179,11 @@ def weight_tiles(layer: ConvLayer, shape: Geometry, groups: range) -> list[Bytes
     if shape.diagonal:
         full = np.full((shape.out_groups * LANES, kh * kw), pad, np.int64)
         full[:outputs] = weights.reshape(outputs, kh * kw)
+        if shape.tapped:
+            wide = np.full((len(full), kh, shape.columns * ROW_TAPS), pad, np.int64)
+            wide[:, :, :kw] = full.reshape(-1, kh, kw)
+            tiles = wide.reshape(-1, LANES, shape.taps, ROW_TAPS).transpose(0, 2, 3, 1) & 0xFF
+            return [tiles[g].astype(np.uint8).reshape(shape.taps, -1) for g in groups]
         tiles = full.reshape(-1, LANES, kh * kw).transpose(0, 2, 1) & 0xFF
         return [tiles[g].astype(np.uint8) for g in groups]
     found = []

@@ -151,7 +151,7 @@ def cost(config: Config, shape: Geometry, groups: range, split: Split) -> Cost:
     worst_pixels = max(b - a for a, b in ranges)
     chunks = -(-worst_pixels // config.core.accumulator_rows)
     words = shape.tile_words
-    per_pass = max(worst_pixels, chunks * max(words, 4))
+    per_pass = max(shape.pass_cycles(worst_pixels), chunks * shape.pass_cycles(1))
     compute = inbound = hbm = weights = 0
     for c in range(tc):
         first, last = (groups.start + k for k in part(len(groups), tc, c))

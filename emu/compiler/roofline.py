@@ -63,7 +63,7 @@ def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
     compute = inbound = 0
     for (_, c), work in step.work.items():
         passes = sum(
-            op.segment.tiles * max(op.pixels[1] - op.pixels[0], shape.tile_words, 4)
+            op.segment.tiles * shape.pass_cycles(op.pixels[1] - op.pixels[0])
             for op in work.ops
         )
         first, last = plan.channel_range(c)

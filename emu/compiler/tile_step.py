@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emu.compiler.geometry import RESIDUAL_WORDS
+from emu.compiler.geometry import RESIDUAL_WORDS, ROW_TAPS
 from emu.compiler.images import Tensor
 from emu.compiler.mapping import encode_rect, part, single
 from emu.compiler.residency import Edge, Landing
@@ -257,8 +257,8 @@ class TileStep:
             "plane": plan.plane, "row": region.cols, "step": 1,
             "height": region.rows, "width": region.cols, "y0": y0, "x0": x0,
             "sy": shape.stride[0], "sx": shape.stride[1],
-            "dy": shape.dilation[0], "dx": shape.dilation[1],
-            "kh": shape.kernel[0], "kw": shape.kernel[1], "in_groups": high - low,
+            "dy": shape.dilation[0], "dx": ROW_TAPS if shape.tapped else shape.dilation[1],
+            "kh": shape.kernel[0], "kw": shape.columns, "in_groups": high - low,
             "out_width": out_width, "first_x": first_x, "pixels": count,
             "out_groups": groups[1] - groups[0], "advance": step * plan.plane,
         }
@@ -267,9 +267,11 @@ class TileStep:
         layer = self.step.layer
         shape = self.plan.shape
         mode = WeightMode.INT4 if shape.packed else WeightMode.ROW
+        if shape.diagonal:
+            mode = WeightMode.ROW_TAP if shape.tapped else WeightMode.DIAGONAL
         return {
             "w_layer": use.number, "w_tile": op.segment.first_tile, "w_keep": int(op.keep),
-            "w_mode": int(WeightMode.DIAGONAL if shape.diagonal else mode),
+            "w_mode": int(mode),
             "a_signed": int(layer.x_signed), "a_zero": int(layer.x_zero),
             "w_signed": int(layer.weight_signed), "w_zero": int(layer.weight_zero),
             "first": int(op.first), "last": int(op.last),

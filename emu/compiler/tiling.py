@@ -224,7 +224,7 @@ def input_cuts(plan: Plan) -> tuple[int, ...]:
     if len(plan.band_regions(0)[0]) > 1 or pixels > plan.chunk_pixels or count * plan.plane < 256:
         return ()
     arrival = plan.plane + shape.taps * shape.tile_words
-    compute = shape.taps * max(pixels, shape.tile_words, 4)
+    compute = shape.taps * shape.pass_cycles(pixels)
     unit = BLOCK_TILES // math.gcd(shape.taps, BLOCK_TILES) if plan.share_weights else 1
     units = -(-count // unit)
     ratio = INBOUND_RATE * compute / arrival

@@ -15,6 +15,8 @@ from hdl.macro import Macro, plain_signature
 from hdl.packets import WORD_BITS
 
 LANES = CELLS = 16
+TAPS = 3
+"""Words of a row that a cell sees at once in mode ROW_TAP."""
 SUM_BITS = 21
 """Of one cell's dot product, signed: 16 x 255 x 255 < 2**20."""
 
@@ -34,6 +36,9 @@ def array_signature() -> wiring.Signature:
     swap: The shadow weights become the active ones for words enabled from this cycle on; a word
         loaded in this cycle belongs to the next tile.
     enable, word, inside: An activation word; zeros are taken in its place if not ``inside``.
+    tapped, fresh: The word goes in a row behind the two ``tapped`` ones before it, which count as
+        zeros if ``fresh``: cell j multiplies channel j of the three, the oldest first, by lanes 0
+        to 2 of its weights (mode ROW_TAP).
     word_signed, word_zero: How to read ``word``.
     sums, valid: Dot products of the word enabled two cycles before.
     """
@@ -41,7 +46,8 @@ def array_signature() -> wiring.Signature:
         {
             "load": In(1), "weights": In(WORD_BITS), "index": In(4), "mode": In(3),
             "weights_signed": In(1), "weights_zero": In(signed(9)), "swap": In(1),
-            "enable": In(1), "word": In(WORD_BITS), "inside": In(1),
+            "enable": In(1), "word": In(WORD_BITS), "inside": In(1), "tapped": In(1),
+            "fresh": In(1),
             "word_signed": In(1), "word_zero": In(signed(9)),
             "sums": Out(Sums), "valid": Out(1),
         }
@@ -102,6 +108,11 @@ class Cell(wiring.Component):
                 m.d.sync += [
                     shadow[lane].eq(Mux(self.number == lane, column, 0)) for lane in range(LANES)
                 ]
+            with m.Case(WeightMode.ROW_TAP):
+                for lane in range(TAPS):
+                    with m.If(self.index == lane):
+                        m.d.sync += shadow[lane].eq(column)
+                m.d.sync += [shadow[lane].eq(0) for lane in range(TAPS, LANES)]
             with m.Case(WeightMode.INT4), m.If(self.index == self.number[1:]):
                 m.d.sync += [
                     shadow[lane].eq(Mux(self.number[0], nibbles[LANES + lane], nibbles[lane]))
@@ -134,10 +145,14 @@ class PlainArray(wiring.Component):
                 for n in range(2 * LANES)
             )),
         ]
+        tapped, before = Signal(), [Signal(9 * LANES, name=f"before_{n}") for n in (1, 2)]
         m.d.sync += [fed.eq(self.enable), self.valid.eq(fed)]
         with m.If(self.enable):
             values = Cat(extended(self.word, self.word_signed, self.word_zero))
-            m.d.sync += lanes.eq(Mux(self.inside, values, 0))
+            m.d.sync += [lanes.eq(Mux(self.inside, values, 0)), tapped.eq(self.tapped)]
+        with m.If(self.enable & self.tapped):
+            m.d.sync += [before[0].eq(Mux(self.fresh, 0, lanes)),
+                         before[1].eq(Mux(self.fresh, 0, before[0]))]
         signature = plain_signature(Cell)
         for number in range(CELLS):
             m.submodules[f"cell_{number}"] = cell = Macro("mac_cell", Cell, signature)
@@ -150,7 +165,11 @@ class PlainArray(wiring.Component):
                 cell.nibbles.eq(nibbles),
                 cell.swap.eq(self.swap),
                 cell.fed.eq(fed),
-                cell.lanes.eq(lanes),
+                cell.lanes.eq(Cat(
+                    *(Mux(tapped, word.word_select(number, 9), lanes.word_select(lane, 9))
+                      for lane, word in enumerate((before[1], before[0], lanes))),
+                    lanes[9 * TAPS :],
+                )),
                 self.sums[number].eq(cell.sum),
             ]
         return m

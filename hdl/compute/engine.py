@@ -6,6 +6,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
+from emu.isa import WeightMode
 from hdl.clock_gate import gate
 from hdl.compute.accumulators import Accumulators
 from hdl.compute.command import Command, Prepared, Preparer
@@ -21,7 +22,7 @@ from hdl.ports import BlockLookup, BlockRelease, ScratchpadRead, ScratchpadWrite
 Token = data.StructLayout(
     {
         "inside": 1, "swap": 1, "overwrite": 1, "half": 1, "row": 12,
-        "is_signed": 1, "zero": signed(9),
+        "is_signed": 1, "zero": signed(9), "tapped": 1, "fresh": 1, "emits": 1,
     }
 )
 """A pixel on its way from the scratchpad through the array to its accumulators."""
@@ -39,7 +40,9 @@ class ComputeEngine(wiring.Component):
     """Executes COMPUTE commands; semantics in `emu.isa.COMPUTE`, bits as in `emu.compute_model`.
 
     Throughput: a pass of n pixels over a tile of w words takes max(n, w, 4) cycles, and one pass
-    follows another without a gap, across groups and across waiting commands. Latency:
+    follows another without a gap, across groups and across waiting commands. In mode ROW_TAP it
+    takes a cycle for each input column of its rows (r outputs with stride s: s (r - 1) + 3, less
+    up to two left of the input), and three more before a pass of another shape. Latency:
     about 18 cycles from a command to its first pixel when idle; four from the last pixel of a
     group to its drain. While one half of the accumulators drains, the other fills.
 
@@ -135,7 +138,10 @@ class ComputeEngine(wiring.Component):
         m.d.sync += full_halves.eq(full_halves + ends - drain.drained)
         with m.If(ends):
             m.d.sync += half.eq(~half)
-        with m.If(step & pixel.pass_first):
+        # Passes of one shape meet every row at one interval. In mode ROW_TAP others may not: the
+        # next one waits for the last row.
+        uneven = (c.w_mode == WeightMode.ROW_TAP) & ((c.kw != 1) | pixel.command_last)
+        with m.If(step & (pixel.pass_first | (pixel.pass_last & uneven))):
             m.d.sync += young.eq(MIN_PASS - 1)
         with m.Elif(young != 0):
             m.d.sync += young.eq(young - 1)
@@ -161,6 +167,8 @@ class ComputeEngine(wiring.Component):
                 tokens[0].swap.eq(pixel.pass_first), tokens[0].half.eq(half),
                 tokens[0].overwrite.eq(pixel.group_first & c.first),
                 tokens[0].is_signed.eq(c.a_signed), tokens[0].zero.eq(c.a_zero),
+                tokens[0].tapped.eq(c.w_mode == WeightMode.ROW_TAP),
+                tokens[0].fresh.eq(pixel.fresh), tokens[0].emits.eq(pixel.emits),
             ]
         with m.If(valid[0]):
             m.d.sync += tokens[1].eq(tokens[0])
@@ -169,15 +177,17 @@ class ComputeEngine(wiring.Component):
         m.d.comb += [
             array.enable.eq(valid[0]), array.word.eq(self.read_activation.data),
             array.inside.eq(tokens[0].inside), array.word_signed.eq(tokens[0].is_signed),
+            array.tapped.eq(tokens[0].tapped), array.fresh.eq(tokens[0].fresh),
             array.word_zero.eq(tokens[0].zero), array.swap.eq(valid[0] & tokens[0].swap),
             feeder.swap.eq(array.swap), array.load.eq(feeder.load),
             array.weights.eq(weights.o.payload.word), array.index.eq(weights.o.payload.index),
             array.mode.eq(weights.o.payload.mode),
             array.weights_signed.eq(weights.o.payload.is_signed),
             array.weights_zero.eq(weights.o.payload.zero),
-            accumulators.fetch.eq(valid[1]), accumulators.fetch_row.eq(tokens[1].row),
+            accumulators.fetch.eq(valid[1] & tokens[1].emits),
+            accumulators.fetch_row.eq(tokens[1].row),
             accumulators.fetch_half.eq(tokens[1].half),
-            accumulators.enable.eq(valid[2]), accumulators.sums.eq(array.sums),
+            accumulators.enable.eq(valid[2] & tokens[2].emits), accumulators.sums.eq(array.sums),
             accumulators.overwrite.eq(tokens[2].overwrite),
         ]
 

@@ -4,7 +4,8 @@
 The weights of cells 3g, 3g+1 and 3g+2 are packed into one 64-bit number, ``w0 + w1*2**21 +
 w2*2**42``; the sum over the lanes of its products with the activations then holds three dot
 products in signed 21-bit fields, which never meet because each stays below 2**20 in magnitude. A
-negative field has borrowed 1 from the next. Packing narrow products into one wide multiplier is the
+negative field has borrowed 1 from the next. (In mode ROW_TAP the cells see different activations:
+three plain products each.) Packing narrow products into one wide multiplier is the
 scheme known from FPGA DSP blocks (Fu et al., Deep Learning with INT8 Optimization on Xilinx
 Devices, 2016). It is plain Verilog because a simulator runs one procedural block, skipped as a
 whole when idle, much faster than the same thing as separate registers.
@@ -14,7 +15,7 @@ from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal
 from amaranth.lib import wiring
 
 from emu.isa import WeightMode
-from hdl.compute.array import CELLS, LANES, SUM_BITS, PlainArray, array_signature
+from hdl.compute.array import CELLS, LANES, SUM_BITS, TAPS, PlainArray, array_signature
 from hdl.macro import MacroLibrary
 
 NAME = "headrace_packed_array"
@@ -56,6 +57,12 @@ def _diagonal() -> list[str]:
     ]
 
 
+def _taps() -> dict[int, list[str]]:
+    """Statements that put the values ``v`` into one of the three taps of all cells."""
+    return {tap: [f"shadow_tap[{TAPS * cell + tap}] = v{cell};" for cell in range(CELLS)]
+            for tap in range(TAPS)}
+
+
 def _case(arms: dict[int, list[str]]) -> list[str]:
     lines = ["case (index)"]
     for value, body in arms.items():
@@ -78,7 +85,7 @@ def _load() -> list[str]:
     pairs = {j: _row(2 * j, "n") + _row(2 * j + 1, "n") for j in range(CELLS // 2)}
     arms = {
         WeightMode.COLUMN: bytes_ + _case(columns), WeightMode.DIAGONAL: bytes_ + _diagonal(),
-        WeightMode.INT4: nibbles + _case(pairs),
+        WeightMode.INT4: nibbles + _case(pairs), WeightMode.ROW_TAP: bytes_ + _case(_taps()),
     }
     lines = ["wide_zero = {{55{weights_zero[8]}}, weights_zero};", "case (mode)"]
     for mode, body in arms.items():
@@ -103,8 +110,21 @@ def _multiply() -> list[str]:
     return lines
 
 
+def _multiply_taps() -> list[str]:
+    lines = []
+    for cell in range(CELLS):
+        words = (f"before_2[{cell}]", f"before_1[{cell}]", f"x[{cell}]")
+        products = [f"{word} * active_tap[{TAPS * cell + tap}]" for tap, word in enumerate(words)]
+        lines += ["total = " + " + ".join(products) + ";",
+                  f"sums[{32 * cell + 31}:{32 * cell}] <= total[31:0];"]
+    return lines
+
+
 def _enable() -> list[str]:
     lines = ["wide_zero = {{55{word_zero[8]}}, word_zero};"]
+    lines += ["if (tapped) for (i = 0; i < 16; i = i + 1) begin",
+              "  before_2[i] = fresh ? 64'd0 : before_1[i];",
+              "  before_1[i] = fresh ? 64'd0 : x[i];", "end", "in_row = tapped;"]
     lines += [
         f"x[{lane}] = in_window ? {{{{56{{word[{8 * lane + 7}] & word_signed}}}}, "
         f"word[{8 * lane + 7}:{8 * lane}]}} - wide_zero : 64'd0;"
@@ -130,6 +150,8 @@ module headrace_packed_array(
   input enable,
   input [127:0] word,
   input in_window,
+  input tapped,
+  input fresh,
   input word_signed,
   input [8:0] word_zero,
   output reg [511:0] sums,
@@ -138,7 +160,11 @@ module headrace_packed_array(
   reg [63:0] x [0:15];
   reg [63:0] active [0:95];
   reg [63:0] shadow [0:95];
-  reg fed;
+  reg [63:0] active_tap [0:47];
+  reg [63:0] shadow_tap [0:47];
+  reg [63:0] before_1 [0:15];
+  reg [63:0] before_2 [0:15];
+  reg fed, in_row, shadow_is_tap;
   reg [63:0] total, wide_zero;
   reg [63:0] @VALUES@;
   integer i;
@@ -147,13 +173,20 @@ module headrace_packed_array(
   always @(posedge clk) begin
     if (rst) valid <= 1'b0;
     else valid <= fed;
-    if (fed) begin
+    if (fed & ~in_row) begin
 @MULTIPLY@
     end
-    if (swap) begin
+    if (fed & in_row) begin
+@MULTIPLY_TAPS@
+    end
+    if (swap & ~shadow_is_tap) begin
       for (i = 0; i < 96; i = i + 1) active[i] = shadow[i];
     end
+    if (swap & shadow_is_tap) begin
+      for (i = 0; i < 48; i = i + 1) active_tap[i] = shadow_tap[i];
+    end
     if (load) begin
+      shadow_is_tap = mode == @ROW_TAP@;
 @LOAD@
     end
     if (enable) begin
@@ -171,11 +204,12 @@ def verilog() -> str:
     values = [f"v{n}" for n in range(LANES)] + [f"n{n}" for n in range(2 * LANES)]
     parts = {
         "VALUES": [", ".join(values)], "MULTIPLY": _multiply(), "LOAD": _load(),
-        "ENABLE": _enable(),
+        "ENABLE": _enable(), "MULTIPLY_TAPS": _multiply_taps(),
+        "ROW_TAP": [f"3'd{int(WeightMode.ROW_TAP)}"],
     }
     text = _TEXT
     for name, lines in parts.items():
-        indent = "" if name == "VALUES" else " " * 6
+        indent = "" if name in ("VALUES", "ROW_TAP") else " " * 6
         body = "\n".join(indent + line.replace("\n", "\n" + indent) for line in lines)
         text = text.replace(f"@{name}@", body)
     return text

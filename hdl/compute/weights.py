@@ -18,7 +18,8 @@ WeightWord = data.StructLayout(
     {"word": WORD_BITS, "index": 4, "last": 1, "mode": 3, "is_signed": 1, "zero": signed(9)}
 )
 QUEUE_DEPTH = 4
-WORDS = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1, WeightMode.INT4: 8}
+WORDS = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1,
+         WeightMode.INT4: 8, WeightMode.ROW_TAP: 3}
 """Scratchpad words of a weight tile."""
 
 
@@ -174,7 +175,7 @@ class WeightReader(wiring.Component):
 class ShadowFeeder(wiring.Component):
     """Feeds weight words to the array's shadow registers as soon as they are free.
 
-    Throughput: a word a cycle, so a tile in 16, 8 or 1 cycles by its mode. Latency: none.
+    Throughput: a word a cycle, so a tile in 16, 8, 3 or 1 cycles by its mode. Latency: none.
 
     Members
     -------

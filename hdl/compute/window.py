@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The window generator: which activation word each pixel of each pass needs."""
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from emu.isa import WeightMode
 from hdl.compute.command import Prepared
 
 Pixel = data.StructLayout(
@@ -12,6 +13,8 @@ Pixel = data.StructLayout(
         "address": 16,
         "inside": 1,         # 0: inject zero, nothing to read
         "row": 12,           # accumulator row
+        "emits": 1,          # 0: only for later words of its row (mode ROW_TAP)
+        "fresh": 1,          # the first word of its output row
         "pass_first": 1, "pass_last": 1,     # first, last pixel of a pass
         "group_first": 1, "group_last": 1,   # its pass is the group's first, last
         "command_last": 1,   # its pass is the command's last
@@ -21,6 +24,9 @@ Pixel = data.StructLayout(
 
 class Window(wiring.Component):
     """Walks output groups, input groups, kernel rows and columns and the pixels of each pass.
+
+    In mode ROW_TAP a pass walks every input column from a row's first tap to its last; a word is
+    an output pixel's if it is the third of one. Words left of the input are left out.
 
     Latency: one cycle from a command to its first pixel. Throughput: one pixel a cycle, across
     passes, groups and commands that wait, since a command is taken in the cycle of the last pixel.
@@ -94,6 +100,8 @@ class Window(wiring.Component):
     def _pixels(self, m, start, step, new_tap, new_x, new_y, tap, tap_x):
         """Walk the pixels of a pass: along the output row, wrapping into the next."""
         c, d, pixel = self.current.command, self.current.derived, self.o.payload
+        begins, fill, waiting = Signal(), Signal(2), Signal(6)
+        tapped, row_tapped = Signal(), Signal()
         row, column = Signal(12), Signal(14)
         y, x, word, line = Signal(signed(21)), Signal(signed(21)), Signal(16), Signal(16)
         fresh = self.i.valid & self.i.ready
@@ -110,17 +118,40 @@ class Window(wiring.Component):
             pixel.row.eq(row),
             pixel.address.eq(word),
             pixel.inside.eq((y >= 0) & (y < c.height) & (x >= 0) & (x < c.width)),
-            pixel.pass_first.eq(row == 0),
-            pixel.pass_last.eq(row + 1 == c.pixels),
+            pixel.emits.eq(~tapped | (waiting == 0)),
+            pixel.pass_first.eq(begins),
+            pixel.pass_last.eq(pixel.emits & (row + 1 == c.pixels)),
+            tapped.eq(c.w_mode == WeightMode.ROW_TAP),
+            row_tapped.eq(Mux(fresh, self.i.payload.command.w_mode == WeightMode.ROW_TAP, tapped)),
         ]
+        # Where a row starts: its column, its word, and how many words of its first pixel's three
+        # lie left of the input, at most two: they need not be read.
+        start_x, start_word, left, stride = (
+            Signal(signed(21)), Signal(16), Signal(2), Signal(16))
+        m.d.comb += [
+            start_x.eq(Mux(start, new_x + first_column, tap_x)),
+            start_word.eq(Mux(start, new_tap + first_word, line + d.step_y)),
+            stride.eq(Mux(fresh, self.i.payload.command.step, c.step)),
+        ]
+        with m.If(row_tapped & (start_x < 0)):
+            m.d.comb += left.eq(Mux(start_x == -1, 1, 2))
+        m.d.comb += fill.eq(2 - left)
+        begin_x = (start_x + left)[:21].as_signed()
+        begin_word = (start_word + Mux(left[0], stride, 0) + Mux(left[1], stride << 1, 0))[:16]
         with m.If(start):
             m.d.sync += [
-                row.eq(0), column.eq(first_x), y.eq(new_y), x.eq(new_x + first_column),
-                word.eq(new_tap + first_word), line.eq(new_tap),
+                row.eq(0), column.eq(first_x), y.eq(new_y), x.eq(begin_x), word.eq(begin_word),
+                line.eq(new_tap), begins.eq(1), pixel.fresh.eq(1), waiting.eq(fill),
             ]
         with m.Elif(step):
-            m.d.sync += [row.eq(row + 1), column.eq(column + 1), x.eq(x + c.sx),
-                         word.eq(word + d.step_x)]
-            with m.If(column + 1 == c.out_width):
-                m.d.sync += [column.eq(0), x.eq(tap_x), y.eq(y + c.sy),
-                             line.eq(line + d.step_y), word.eq(line + d.step_y)]
+            m.d.sync += [begins.eq(0), pixel.fresh.eq(0)]
+            with m.If(tapped):
+                m.d.sync += [x.eq(x + 1), word.eq(word + c.step),
+                             waiting.eq(Mux(pixel.emits, c.sx - 1, waiting - 1))]
+            with m.Else():
+                m.d.sync += [x.eq(x + c.sx), word.eq(word + d.step_x)]
+            with m.If(pixel.emits):
+                m.d.sync += [row.eq(row + 1), column.eq(column + 1)]
+                with m.If(column + 1 == c.out_width):
+                    m.d.sync += [column.eq(0), x.eq(begin_x), y.eq(y + c.sy), word.eq(begin_word),
+                                 line.eq(line + d.step_y), pixel.fresh.eq(1), waiting.eq(fill)]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from emu.compiler import compile_network
+from emu.compiler.geometry import geometry_of
 from emu.config import load_config
 from emu.errors import UserError
 from emu.interpreter import execute
@@ -51,7 +52,7 @@ def random_layer(rng, name="layer"):
         c, m = (groups * int(v) for v in rng.integers(1, 20, 2))
     elif kind == "rows":
         c, m, h = int(rng.integers(200, 1500)), int(rng.integers(1, 700)), 1
-    else:
+    if kind != "rows":
         k = (int(rng.integers(1, min(8, h + 1))), int(rng.integers(1, min(8, w + 1))))
     s = d = (1, 1)
     if rng.integers(2):
@@ -80,6 +81,25 @@ def test_random_layers(machine, seed):
         check([nibbles(layer) if seed % 2 else layer], config)
     except UserError as error:
         assert "does not fit" in str(error)
+
+
+@pytest.mark.parametrize("machine", ["base", "small", "one tile"])
+@pytest.mark.parametrize("shape", [
+    dict(k=(3, 3), pads=(1, 1, 1, 1)), dict(k=(3, 3), s=(2, 2), pads=(1, 1, 1, 1)),
+    dict(k=(3, 3), s=(2, 2), pads=(0, 0, 1, 1)), dict(k=(5, 5), pads=(2, 2, 2, 2)),
+    dict(k=(5, 5), s=(2, 2), pads=(2, 2, 2, 2)), dict(k=(1, 7), pads=(0, 3, 0, 3)),
+    dict(k=(3, 2), pads=(1, 4, 1, 4)), dict(k=(3, 3), d=(2, 1), pads=(2, 1, 2, 1)),
+    dict(k=(2, 4), s=(1, 3)), dict(k=(3, 3), d=(1, 2), pads=(1, 2, 1, 2)),
+], ids=str)
+def test_depthwise(machine, shape):
+    """Three kernel columns a pass, where that is quicker; padding, strides, tails of channels."""
+    chip, settings = MACHINES[machine]
+    rng = np.random.default_rng(5)
+    for c, h, w in ((16, 7, 7), (40, 13, 18), (20, 33, 9)):
+        layer = make_layer(rng, c=c, m=c, h=h, w=w, groups=c, **shape)
+        check([layer], load_config(chip, settings))
+        tapped = shape.get("d", (1, 1))[1] == 1 and shape.get("s") != (1, 3)
+        assert geometry_of(layer).tapped == tapped
 
 
 @pytest.mark.parametrize("machine", ["base", "small", "unicast"])

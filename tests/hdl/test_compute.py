@@ -25,7 +25,7 @@ FIELDS = {
 @pytest.mark.parametrize("mode", list(WeightMode))
 def test_both_references_agree(mode):
     rng = np.random.default_rng(7)
-    groups = 1 if mode == WeightMode.DIAGONAL else FIELDS["in_groups"]
+    groups = 1 if mode in compute_model.DEPTHWISE else FIELDS["in_groups"]
     f = FIELDS | {"w_mode": int(mode), "in_groups": groups}
     memory = rng.integers(0, 256, (1 << 16, 16)).astype(np.uint8)
     count = groups * f["kh"] * f["kw"]

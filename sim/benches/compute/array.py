@@ -23,7 +23,7 @@ def random_words(rng, count: int, kind: int) -> np.ndarray:
 
 def random_tile(rng) -> dict:
     """A weight tile and the activations that meet it, with their expected sums."""
-    mode = WeightMode(rng.choice([0, 0, 1, 2, 3]))
+    mode = WeightMode(rng.choice([0, 0, 1, 2, 3, 4, 4]))
     signs = rng.integers(0, 2, 2)
     zeros = [int(rng.choice([-128, 127, 0]) if s else rng.choice([0, 255, 128])) for s in signs]
     f = {"w_mode": int(mode), "w_signed": int(signs[0]), "w_zero": zeros[0]}
@@ -34,10 +34,24 @@ def random_tile(rng) -> dict:
     activations = random_words(rng, pixels, int(rng.integers(0, 4)))
     inside = rng.random(pixels) < 0.8
     values = extend(activations, int(signs[1]), zeros[1]) * inside[:, None]
+    fresh = rng.random(pixels) < 0.2
+    fresh[0] = True
+    sums = (row_sums(values, fresh, extend(words, f["w_signed"], f["w_zero"]))
+            if mode == WeightMode.ROW_TAP else values @ tile_weights(f, words))
     return f | {
-        "words": words, "activations": activations, "inside": inside,
-        "a_signed": int(signs[1]), "a_zero": zeros[1], "sums": values @ tile_weights(f, words),
+        "words": words, "activations": activations, "inside": inside, "fresh": fresh,
+        "a_signed": int(signs[1]), "a_zero": zeros[1], "sums": sums,
     }
+
+
+def row_sums(values, fresh, taps) -> np.ndarray:
+    """Every word and the two before it in its row, by the three taps of its channel."""
+    starts = np.maximum.accumulate(np.where(fresh, np.arange(len(fresh)), 0))
+    sums = np.zeros_like(values)
+    for tap, back in enumerate((2, 1, 0)):
+        index = np.arange(len(values)) - back
+        sums += np.where((index >= starts)[:, None], values[np.maximum(index, 0)], 0) * taps[tap]
+    return sums
 
 
 def extreme_tiles(rng) -> list[dict]:
@@ -50,7 +64,8 @@ def extreme_tiles(rng) -> list[dict]:
             activations = np.repeat([[255 - a_zero]], 16, axis=1).astype(np.uint8)
             sums = extend(activations, 0, a_zero) @ tile_weights(f, words)
             tiles.append(f | {"words": words, "activations": activations,
-                              "inside": np.array([True]), "sums": sums})
+                              "inside": np.array([True]), "fresh": np.array([True]),
+                              "sums": sums})
     return tiles
 
 
@@ -105,6 +120,8 @@ async def against_numpy(dut):
             current = tiles[tile]
             dut.word.value = number(current["activations"][pixel])
             dut.inside.value = int(current["inside"][pixel])
+            dut.tapped.value = int(current["w_mode"] == WeightMode.ROW_TAP)
+            dut.fresh.value = int(current["fresh"][pixel])
             dut.word_signed.value, dut.word_zero.value = current["a_signed"], current["a_zero"]
             pixel += 1
             if pixel == len(current["activations"]):

@@ -10,6 +10,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, with_timeout
 
+from emu.compute_model import DEPTHWISE
 from emu.config import load_config
 from emu.golden_compute import TILE_WORDS, group_sums
 from emu.isa import WeightMode
@@ -40,7 +41,7 @@ def random_zero(rng, is_signed: int) -> int:
 def random_shape(rng, mode: int, pixels: int, groups: int) -> dict:
     """Window and weight fields of a command whose input lies below 0x4000."""
     shape = {name: int(rng.integers(1, 4)) for name in ("kh", "kw", "dy", "dx", "sy", "sx")}
-    if mode != WeightMode.DIAGONAL and rng.random() < 0.4:
+    if mode not in DEPTHWISE and rng.random() < 0.4:
         shape |= {"kh": 1, "kw": 1}
     out_width = int(rng.integers(1, 21))
     a_signed, w_signed = (int(x) for x in rng.integers(0, 2, 2))
@@ -49,7 +50,7 @@ def random_shape(rng, mode: int, pixels: int, groups: int) -> dict:
         "row": int(rng.integers(0, 0x80)), "step": int(rng.integers(0, 8)),
         "height": int(rng.integers(1, 24)), "width": int(rng.integers(1, 24)),
         "y0": int(rng.integers(-5, 4)), "x0": int(rng.integers(-5, 4)),
-        "in_groups": 1 if mode == WeightMode.DIAGONAL else int(rng.integers(1, 4)),
+        "in_groups": 1 if mode in DEPTHWISE else int(rng.integers(1, 4)),
         "out_width": out_width, "first_x": int(rng.integers(0, out_width)), "pixels": pixels,
         "out_groups": groups, "advance": int(rng.integers(0, 0x300)),
         "w_mode": mode, "a_signed": a_signed, "a_zero": random_zero(rng, a_signed),
@@ -145,7 +146,7 @@ def random_commands(rng, machine: Machine, count: int) -> list[dict]:
         pixels = int(rng.choice(sizes, p=[0.1] * 9 + [0.07, 0.03]))
         chain = int(rng.choice([1, 1, 1, 2, 3]))
         for link in range(chain):
-            mode = int(rng.choice([0, 0, 1, 2, 3]))
+            mode = int(rng.choice([0, 0, 1, 2, 3, 4, 4]))
             groups = 1 if chain > 1 else int(rng.integers(1, 4))
             f = random_shape(rng, mode, pixels, groups)
             f |= random_weights(rng, f) | drain_fields(rng, machine, len(commands), out)
@@ -241,6 +242,25 @@ async def short_passes(dut, case):
     commands = [plain_command(pixels=4, w_mode=int(mode), kh=4, kw=5, out_groups=2)]
     span = await issue_span(dut, commands)
     assert span == 39 * length + 4, f"{span / 40:.2f} cycles a pass, not {length}"
+
+
+@cocotb.test(skip=PLAIN)
+@cocotb.parametrize(case=[(1, 7, 7), (2, 7, 7), (1, 16, 16), (1, 14, 18)])
+async def rows_of_taps(dut, case):
+    """3x3 with padding: a row takes its input columns and the one right of them, thrice."""
+    stride, width, height = case
+    fields = {"pixels": width * height, "out_width": width, "height": 64, "width": width * stride,
+              "row": 20, "y0": 0, "x0": -1, "sy": stride, "sx": stride, "dx": 3, "kh": 3}
+    commands = [plain_command(w_mode=int(WeightMode.ROW_TAP), out_groups=2, **fields)] * 2
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    machine = Machine(dut, rng)
+    await machine.reset()
+    cocotb.start_soon(machine.run())
+    await with_timeout(Source(dut, "command", Command).send(commands), 100, "us")
+    await with_timeout(machine.finish(2), 50, "us")
+    times = [time for time, _ in machine.reads["read_activation"]]
+    words = height * (stride * (width - 1) + 2)
+    assert times[-1] - times[0] + 1 <= 12 * words + 4
 
 
 @cocotb.test(skip=PLAIN)
