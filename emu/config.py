@@ -125,6 +125,10 @@ class Hbm(Section):
     postponed: int = Field(8, ge=1, le=8, description="refreshes that may be owed")
     ecc: bool = Field(False, description="check bits for every 64 bits; they use the mask's pins")
     ecc_inject: str = Field("", description="single|double,RATE,SEED: bits flipped in words read")
+    sum_rows: int = Field(
+        0, ge=0, le=128, description="least rows of an embedding bag that the channels sum; 0: "
+        "they have no adders"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Hbm":

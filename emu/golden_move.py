@@ -39,7 +39,8 @@ def move_runs(
         strides = [fields.get(f"{letter}_stride{k}", 0) for k in range(3)]
         return fields.get(start, 0) + i0 * strides[0] + i1 * strides[1] + last * strides[2]
 
-    near, far = walk("scratchpad", "s", i2), walk("far", "f", outer)
+    sums = fields.get("sum", 0)
+    near, far = walk("scratchpad", "s", i2 // sums if sums else i2), walk("far", "f", outer)
     if not fields.get("run", 0):
         near, far = near[:0], far[:0]
     return near % NEAR_WORDS, far % FAR_WORDS

@@ -43,6 +43,7 @@ from emu.isa import (
     decode,
 )
 from emu.requantise import add_by_table, from_bytes, requantise, to_bytes, wrap_int32
+from emu.row_sums import sum_addresses, sum_words, unsummable
 from emu.tile_state import Bytes, Counts, Fields, ProgramError, Tile, offsets, tiles_of
 from emu.vector_model import (
     early_write,
@@ -279,6 +280,10 @@ class Interpreter:
         if (tile.x, tile.y) not in receivers:
             raise ProgramError(f"{tile.name}: LOAD does not include the tile itself")
         near, far = self._addresses(tile, fields)
+        if fields["sum"]:
+            if problem := unsummable(fields, far, self.config.hbm.sum_rows):
+                raise ProgramError(f"{tile.name}: LOAD of sums: {problem}")
+            near = sum_addresses(fields)
         far = interleaved(self.config, far)
         self._check(tile, near, len(tile.written), "LOAD to scratchpad")
         self._check(tile, far, len(self.words), "LOAD from HBM")
@@ -298,7 +303,10 @@ class Interpreter:
         return f["scratchpad"] + offsets(f, "s"), f["far"] + offsets(f, "f", indices)
 
     def _loaded(self, fields: Fields, near: NDArray, far: NDArray, receivers) -> None:
-        self._deliver("LOAD", fields, near, self.words[far] if self.values else None, receivers)
+        words = self.words[far] if self.values else None
+        if fields["sum"] and words is not None:
+            words = sum_words(fields, words)
+        self._deliver("LOAD", fields, near, words, receivers)
 
     def _deliver(
         self, what: str, fields: Fields, near: NDArray, words: Bytes | None, receivers

@@ -159,6 +159,11 @@ MOVE: Fields = (
     ("sem_valid", 1), ("sem", SEM_BITS),
     # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
     ("gather", 1), ("gather_base", 16),
+    # LOAD, where `hbm.sum_rows`: so many turns of the outermost loop are summed in HBM, by lane.
+    # A turn's runs lie in a channel each and within a segment; `s_stride2` is from sum to sum. Of
+    # a word of the rows two come back, 16 x s >> 7 and 16 x s & 127; with `sum_int4` four, those
+    # of the words' low nibbles (signed) first.
+    ("sum", 8), ("sum_int4", 1),
 )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LOAD commands as read requests to HBM."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -22,7 +22,7 @@ class LoadEngine(wiring.Component):
 
     Parameters
     ----------
-    config: The machine; only its types are used.
+    config: The machine; of it only ``hbm.sum_rows`` is used.
 
     Members
     -------
@@ -50,7 +50,8 @@ class LoadEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.loops = loops = MoveLoops()
+        sums = self._config.hbm.sum_rows > 0
+        m.submodules.loops = loops = MoveLoops(sums=sums)
         connect(m, wiring.flipped(self.command), loops.command)
         connect(m, loops.read, wiring.flipped(self.read))
 
@@ -58,7 +59,12 @@ class LoadEngine(wiring.Component):
         near, far, left = Signal(SPAD_BITS), Signal(ADDRESS_BITS), Signal(LENGTH_BITS)
         room, words = Signal(range(SEGMENT_WORDS + 1)), Signal(range(SEGMENT_WORDS + 1))
         fits, nothing, taken, finish = Signal(), Signal(), Signal(), Signal()
-        request = self.request.payload
+        request, row = self.request.payload, Signal(3)
+        if sums:
+            m.d.comb += [
+                request.reply.kind.eq(Mux(row[2], Kind.SUM, Kind.DATA)),
+                request.reply.block.eq(Mux(row[2], row[:2], 0)),
+            ]
         m.d.comb += [
             room.eq(SEGMENT_WORDS - far[:4]),
             fits.eq(left <= room),
@@ -69,7 +75,6 @@ class LoadEngine(wiring.Component):
             request.last.eq(words - 1),
             request.reply.rect.eq(side.rect),
             request.reply.address.eq(near),
-            request.reply.kind.eq(Kind.DATA),
             request.reply.has_sem.eq(side.has_sem),
             request.reply.sem.eq(side.sem),
             request.reply.source_x.eq(self.x),
@@ -84,6 +89,8 @@ class LoadEngine(wiring.Component):
                 run = loops.o.payload
                 m.d.sync += [near.eq(run.near), far.eq(run.far), left.eq(run.length)]
                 m.d.sync += [end.eq(run.end), side.eq(run.side)]
+                if sums:
+                    m.d.sync += row.eq(Cat(run.close, run.int4, run.sum))
         with m.Elif(taken):
             m.d.sync += [near.eq(near + words), far.eq(far + words), left.eq(left - words)]
         m.d.sync += self.done.eq(finish & end)

@@ -26,6 +26,7 @@ Run = data.StructLayout(
         "far": ADDRESS_BITS,
         "length": LENGTH_BITS,  # 0: the command moves nothing
         "end": 1,  # the command's last run
+        "sum": 1, "close": 1, "int4": 1,  # a row of a sum, its last one, of nibbles
         "side": Side,
     }
 )
@@ -99,10 +100,15 @@ class MoveLoops(wiring.Component):
     For i2 < count2, i1 < count1, i0 < count0 there is a run of ``run`` words at scratchpad +
     sum(ik * s_stridek), far + sum(ik * f_stridek), modulo the address sizes; with ``gather``
     list[i2] * f_stride2 stands for i2 * f_stride2. If a count or ``run`` is 0 there is one run of
-    length 0 instead. Each step adds one stride to the start of the loop that it advances.
+    length 0 instead. Each step adds one stride to the start of the loop that it advances. With
+    ``sum`` the scratchpad's outermost stride is added every so many turns only.
 
     Latency: one cycle from a command to its first run; with a gather list, two more than
     `IndexList`. Throughput: one run a cycle without a list; a new command after the last run.
+
+    Parameters
+    ----------
+    sums: False: ``sum`` is ignored.
 
     Members
     -------
@@ -111,9 +117,14 @@ class MoveLoops(wiring.Component):
     read: Scratchpad port for index lists.
     """
 
-    command: In(stream.Signature(MoveCommand))
-    o: Out(stream.Signature(Run))
-    read: Out(ScratchpadRead)
+    def __init__(self, *, sums: bool = False):
+        self._sums = sums
+        super().__init__(
+            {
+                "command": In(stream.Signature(MoveCommand)), "o": Out(stream.Signature(Run)),
+                "read": Out(ScratchpadRead),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -149,6 +160,7 @@ class MoveLoops(wiring.Component):
             indices.o.ready.eq(busy & ~self.o.valid),
         ]
 
+        hold = self._count_rows(m, accept, step & carry1) if self._sums else 0
         with m.If(accept):
             near.load(command.scratchpad, [command[f"s_stride{k}"] for k in range(3)])
             far.load(command.far, [command[f"f_stride{k}"] for k in range(3)])
@@ -171,13 +183,25 @@ class MoveLoops(wiring.Component):
                 m.d.sync += left[1].eq(Mux(carry1, counts[1], left[1] - 1))
             with m.If(carry1):
                 m.d.sync += left[2].eq(left[2] - 1)
-            near.step(carry0, carry1)
+            near.step(carry0, carry1, hold)
             with m.If(~(carry1 & gather)):
                 far.step(carry0, carry1)
         with m.Elif(indices.o.valid & busy & ~self.o.valid):
             far.restart(indices.o.payload)
             m.d.sync += self.o.valid.eq(1)
         return m
+
+    def _count_rows(self, m, accept, turn):
+        """Rows of the sum at hand; whether its address stays for another."""
+        command, run = self.command.payload, self.o.payload
+        rows, left = Signal(8), Signal(8)
+        m.d.comb += [run.sum.eq(rows != 0), run.close.eq(left == 0)]
+        with m.If(accept):
+            m.d.sync += [rows.eq(command.sum), left.eq(command.sum - 1)]
+            m.d.sync += run.int4.eq(command.sum_int4)
+        with m.Elif(turn):
+            m.d.sync += left.eq(Mux(run.close, rows, left) - 1)
+        return run.sum & ~run.close
 
 
 class _Walk:
@@ -195,11 +219,13 @@ class _Walk:
             for kept, stride in zip(self._strides, strides, strict=True)
         ]
 
-    def step(self, carry0, carry1):
-        """Advance the innermost loop, or the middle one on ``carry0``, or the outermost one."""
+    def step(self, carry0, carry1, hold=0):
+        """Advance the innermost loop, or the middle one on ``carry0``, or the outermost one, which
+        begins again where it began if ``hold``."""
         m, (start1, start2), strides = self._m, self._starts, self._strides
         base = Mux(carry1, start2, Mux(carry0, start1, self._here))
-        stride = Mux(carry1, strides[2], Mux(carry0, strides[1], strides[0]))
+        outer = Mux(hold, 0, strides[2])
+        stride = Mux(carry1, outer, Mux(carry0, strides[1], strides[0]))
         after = (base + stride)[: self._bits]
         m.d.sync += self._here.eq(after)
         with m.If(carry0):

@@ -120,7 +120,7 @@ class RequestPort(wiring.Component):
         ports = [getattr(self, f"request_{name}") for name in REQUESTERS]
         chosen, room, transfer = Signal(HbmRequest), Signal(), Signal()
         words, waiting = Signal(range(SEGMENT_WORDS + 1)), Signal()
-        pace = Signal(range(SEGMENT_WORDS))
+        pace, coming, gap = Signal(range(SEGMENT_WORDS)), Signal(6), chosen.last
         blocks, offered, quiet = self.request_blocks, Signal(), Signal()
         of_blocks = Signal.like(self.in_flight)
         with m.If((transfer & blocks.ready) | self.arrived_block):
@@ -140,7 +140,7 @@ class RequestPort(wiring.Component):
             )),
             arbiter.taken.eq(transfer),
             waiting.eq(arbiter.requests.any()),
-            room.eq((self.in_flight + words <= self._config.prefetch.outstanding) & (pace == 0)),
+            room.eq((self.in_flight + coming <= self._config.prefetch.outstanding) & (pace == 0)),
             transfer.eq(self.req.valid & self.req.ready),
             self.req.valid.eq(waiting & room),
         ]
@@ -152,18 +152,24 @@ class RequestPort(wiring.Component):
         flit = self.req.payload
         m.d.comb += [
             words.eq(chosen.last + 1),
+            coming.eq(words),
             flit.address.eq(channel_map.local),
             flit.last.eq(chosen.last),
             flit.reply.eq(chosen.reply),
             flit.dest.eq(channel_map.dest),
         ]
+        if self._config.hbm.sum_rows:
+            is_sum, (close, int4) = chosen.reply.kind == Kind.SUM, chosen.reply.block[:2]
+            gap = Mux(is_sum, 0, gap)
+            with m.If(is_sum):  # only sums come back: two words, or four, for each
+                m.d.comb += coming.eq(Mux(close, Mux(int4, words << 2, words << 1), 0))
         with m.If(transfer | self.arrived):
             m.d.sync += self.in_flight.eq(
-                self.in_flight + Mux(transfer, words, 0) - self.arrived
+                self.in_flight + Mux(transfer, coming, 0) - self.arrived
             )
         if self._config.prefetch.paced:
             with m.If(transfer):
-                m.d.sync += pace.eq(chosen.last)
+                m.d.sync += pace.eq(gap)
             with m.Elif(pace != 0):
                 m.d.sync += pace.eq(pace - 1)
         m.d.comb += self.stalled.eq(waiting & ~room)

@@ -57,6 +57,9 @@ class Kind(enum.Enum, shape=3):
     """Frame ``address`` was released by a follower. `up` only."""
     WRITE = 6
     """Store ``data`` at channel word ``address`` under ``mask``. `up` only, to an edge port."""
+    SUM = 7
+    """A row of a sum (`hdl.hbm.sums`), its last if bit 0 of ``block`` is set, of signed nibbles if
+    bit 1 is. Requests only: what comes back is DATA."""
 
 
 Reply = data.StructLayout(

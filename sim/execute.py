@@ -71,8 +71,9 @@ def hardware_key(config: Config) -> Config:
     mesh = config.mesh.model_copy(update={"multicast": True})
     scratchpad = config.scratchpad.model_copy(update={"resident": True})
     core = config.core.model_copy(update={"packed_weights": True})
+    hbm = config.hbm.model_copy(update={"sum_rows": min(config.hbm.sum_rows, 1)})
     return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
-                                     "scratchpad": scratchpad, "core": core,
+                                     "scratchpad": scratchpad, "core": core, "hbm": hbm,
                                      "clock": type(config.clock)()})
 
 

@@ -228,8 +228,8 @@ def plan_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def experiment_table(study: Mapping[str, Any]) -> Table:
-    """A row a case: cycles and HBM bytes over the group's baseline, stalls, modelled energy."""
-    table = Table("case", "cycles", "of base", "HBM KiB", "of base", "mJ", "",
+    """A row a case: cycles, HBM and link bytes over the group's baseline's, modelled energy."""
+    table = Table("case", "cycles", "of base", "HBM KiB", "of base", "links", "uJ", "",
                   title=f"{study['experiment']}: {study['idea']}", title_justify="left")
     base: Mapping[str, Any] = {}
     group = None
@@ -244,9 +244,10 @@ def experiment_table(study: Mapping[str, Any]) -> Table:
         table.add_row(
             row["case"] + (" (baseline)" if row["is_baseline"] else ""), _number(row["cycles"]),
             f"{row['cycles'] / base['cycles']:.3f}", _number(moved / 1024), f"{moved / before:.3f}",
-            f"{row['energy_pj']['mid'] / 1e9:.3f}", _bar(row["cycles"] / base["cycles"] / 2),
+            f"{row['traffic_bytes']['mesh_link'] / base['traffic_bytes']['mesh_link']:.3f}",
+            f"{row['energy_pj']['mid'] / 1e6:,.2f}", _bar(row["cycles"] / base["cycles"] / 2),
         )
-    for column in table.columns[1:6]:
+    for column in table.columns[1:7]:
         column.justify = "right"
     return table
 

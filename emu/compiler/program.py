@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.compiler.attention_step import attention_constants, plan_attention
+from emu.compiler.bag_step import constants as bag_constants
+from emu.compiler.bag_step import place_tables, plan_bags
 from emu.compiler.emit import Emitter
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
@@ -71,6 +73,7 @@ from emu.errors import UserError
 from emu.isa import COMMAND_WORDS
 from emu.network.layers import (
     AttentionLayer,
+    BagsLayer,
     ConvLayer,
     ExpertLayer,
     GatherLayer,
@@ -382,6 +385,10 @@ def _steps(
         elif isinstance(layer, GatherLayer):
             base = _constants(memory, layer, table_words(layer))
             steps.append(plan_gather(config, layer, tensors, limit, base))
+        elif isinstance(layer, BagsLayer):
+            base = _constants(memory, layer, bag_constants(layer))
+            tables = place_tables(memory, layer)
+            steps.append(plan_bags(config, layer, tensors, limit, base, tables))
         elif isinstance(layer, ExpertLayer):
             base = _constants(memory, layer, expert_words(layer))
             weights = place_experts(memory, layer)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from emu import requantise as rq
 from emu.network.layers import (
+    NUMBERS,
     AddLayer,
     AttentionLayer,
+    BagsLayer,
     ConcatLayer,
     ConvLayer,
     ExpertLayer,
@@ -213,6 +215,16 @@ def _gather(layer: GatherLayer, numbers: NDArray) -> NDArray:
     return layer.table[words[:count]].T.reshape(1, channels, 1, count)
 
 
+def _bags(layer: BagsLayer, numbers: NDArray) -> NDArray[np.int32]:
+    flat, found = _numbers(numbers).reshape(-1), []
+    for k, (table, count, scale) in enumerate(
+            zip(layer.tables, layer.lookups, layer.scales, strict=True)):
+        chosen = flat[NUMBERS * layer.first(k) :][: layer.batch * count].reshape(layer.batch, count)
+        sums = table[chosen].astype(np.int64).sum(axis=1)
+        found.append(requantise(sums, scale, zero=layer.target.zero, low=-128, high=127))
+    return np.concatenate(found, axis=1).T.reshape(layer.target.shape)
+
+
 _KINDS: dict[type, Callable[..., NDArray]] = {
     ConvLayer: _convolve,
     PoolLayer: _pool,
@@ -227,6 +239,7 @@ _KINDS: dict[type, Callable[..., NDArray]] = {
     ExpertLayer: _experts,
     TopKLayer: _top,
     GatherLayer: _gather,
+    BagsLayer: _bags,
     SliceLayer: _slice,
 }
 

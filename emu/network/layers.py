@@ -9,6 +9,7 @@ mappings to and from the (N, C, H, W) arrays that layers read and write.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 Dtype = Literal["int8", "uint8", "int32", "int64"]
 Shape4 = tuple[int, int, int, int]
+NUMBERS = 4
+"""Uint32 numbers of a word: of a pixel of 16 channels of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -386,6 +389,49 @@ class GatherLayer(_WithoutWeights):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class BagsLayer(_WithoutWeights):
+    """Channels k * width to (k + 1) * width: ``requantise(sum of lookups[k] rows, scales[k])``.
+
+    source: uint32 numbers, four a pixel of 16 uint8 channels, bag by bag, sample by sample; each
+        bag begins with a pixel (`emu.network.bags`).
+    target: int8 (1, bags * width, 1, batch).
+    tables: int8 (rows, width) of every bag; of ``bits`` = 4 values from -8 to 7.
+    """
+
+    name: str
+    source: Operand
+    target: Operand
+    tables: tuple[NDArray[np.int8], ...]
+    lookups: tuple[int, ...]
+    scales: tuple[np.float32, ...]
+    bits: int = 8
+
+    @property
+    def sources(self) -> tuple[Operand, ...]:
+        return (self.source,)
+
+    @property
+    def batch(self) -> int:
+        return self.target.shape[3]
+
+    @property
+    def width(self) -> int:
+        return self.tables[0].shape[1]
+
+    @property
+    def weight_bytes(self) -> int:  # type: ignore[override]
+        return sum(table.size for table in self.tables) * self.bits // 8
+
+    def first(self, bag: int) -> int:
+        """First pixel of a bag's numbers."""
+        return sum(-(-self.batch * count // NUMBERS) for count in self.lookups[:bag])
+
+    def grain(self, bag: int) -> int:
+        """Samples whose numbers fill whole pixels."""
+        return NUMBERS // gcd(NUMBERS, self.lookups[bag])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TopKLayer(_WithoutWeights):
     """The k <= 4 largest of up to 16 channels of every pixel, ties to the lower channel.
 
@@ -436,7 +482,7 @@ class ExpertLayer:
 
 Layer = (
     ConvLayer | PoolLayer | AddLayer | MultiplyLayer | TableLayer | NormLayer | SoftmaxLayer
-    | AttentionLayer | ConcatLayer | SliceLayer | GatherLayer
+    | AttentionLayer | ConcatLayer | SliceLayer | GatherLayer | BagsLayer
     | TopKLayer | ExpertLayer
 )
 

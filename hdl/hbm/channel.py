@@ -67,7 +67,7 @@ class HbmChannel(wiring.Component):
             raise TypeError("HbmChannel holds a Verilog DRAM array: use hdl.verilog.generate")
         m = Module()
         hbm = self._config.hbm
-        m.submodules.requests = requests = Requests()
+        m.submodules.requests = requests = Requests(self._config)
         m.submodules.assembler = assembler = WriteAssembler(hbm.ecc)
         m.submodules.acks = acks = Fifo(Ack, 4)
         m.submodules.controller = controller = HbmController(hbm)

@@ -6,8 +6,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from emu.config import Config
 from hdl.hbm.packets import LINE_BITS, TAG_BITS, LineRead, ReadWord
 from hdl.hbm.pool import Pool
+from hdl.hbm.sums import RowSums
 from hdl.packets import WORD_BITS, DownFlit, Exit, Kind, Reply, ReqFlit
 
 TAGS = 1 << TAG_BITS
@@ -23,6 +25,11 @@ class Requests(wiring.Component):
     word has left. At most 64 requests are in work. A word or acknowledgement leaves one cycle
     after it came; one flit per cycle.
 
+    Parameters
+    ----------
+    config: The machine; with ``hbm.sum_rows`` rows that belong to a sum go to `RowSums`, and the
+        sums leave as soon as there is no acknowledgement, before words.
+
     Members
     -------
     request: `ReqFlit`. ``lines``: `LineRead`. ``words``: `ReadWord`, in any order.
@@ -30,7 +37,8 @@ class Requests(wiring.Component):
     idle: No request is in work and no flit waits.
     """
 
-    def __init__(self):
+    def __init__(self, config: Config):
+        self._config = config
         super().__init__(
             {
                 "request": In(stream.Signature(ReqFlit)), "lines": Out(stream.Signature(LineRead)),
@@ -40,26 +48,37 @@ class Requests(wiring.Component):
         )
 
     def elaborate(self, platform):
-        m = Module()
+        m, sums = Module(), None
+        if self._config.hbm.sum_rows:
+            m.submodules.sums = sums = RowSums(self._config)
         m.submodules.tags = tags = Pool(TAGS)
         m.submodules.headers = headers = Memory(
-            shape=data.StructLayout({"reply": Reply, "first": 4}), depth=TAGS, init=[])
+            shape=data.StructLayout({"reply": Reply, "first": 4} | ({"slot": 9} if sums else {})),
+            depth=TAGS, init=[])
         m.submodules.missing = missing = Memory(shape=5, depth=TAGS, init=[])
-        self._split(m, tags, headers, missing)
-        self._answer(m, tags, headers, missing)
+        self._split(m, tags, headers, missing, sums)
+        self._answer(m, tags, headers, missing, sums)
         m.d.comb += self.idle.eq((tags.free == TAGS) & ~self.request.valid & ~self.down.valid
-                                 & ~self.acks.valid)
+                                 & ~self.acks.valid & (sums.idle if sums else 1))
         return m
 
-    def _split(self, m, tags, headers, missing):
+    def _split(self, m, tags, headers, missing, sums):
         request, lines = self.request, self.lines
         flit = request.payload
         busy, tag = Signal(), Signal(TAG_BITS)
         line, word, left = Signal(LINE_BITS), Signal(2), Signal(5)
         header, words = headers.write_port(), missing.write_port()
         taken, fits = Signal(), Signal(5)
+        room = 1
+        if sums:
+            is_sum = flit.reply.kind == Kind.SUM
+            room = ~is_sum | sums.room
+            m.d.comb += [
+                sums.reply.eq(flit.reply), sums.words.eq(flit.last + 1),
+                sums.open.eq(taken & is_sum), header.data.slot.eq(sums.slot),
+            ]
         m.d.comb += [
-            request.ready.eq(~busy & tags.available),
+            request.ready.eq(~busy & tags.available & room),
             taken.eq(request.valid & request.ready),
             tags.take.eq(taken),
             header.addr.eq(tags.slot), header.en.eq(taken),
@@ -82,16 +101,26 @@ class Requests(wiring.Component):
                 busy.eq(fits > 4), left.eq(fits - 4), word.eq(0), line.eq(line + 1),
             ]
 
-    def _answer(self, m, tags, headers, missing):
+    def _answer(self, m, tags, headers, missing, sums):
         words, acks, down = self.words, self.acks, self.down
         read, pending = headers.read_port(domain="comb"), missing.read_port(domain="comb")
         less, free, taken = missing.write_port(), Signal(), Signal()
         header, word = read.data, words.payload
+        leave, is_sum, sum_leaves = Signal(), Signal(), Signal()
+        if sums:
+            m.d.comb += [
+                is_sum.eq(header.reply.kind == Kind.SUM),
+                sums.add.eq(taken & is_sum), sums.add_slot.eq(header.slot),
+                sums.index.eq(word.index - header.first), sums.data.eq(word.data),
+                sums.int4.eq(header.reply.block[1]),
+                sum_leaves.eq(sums.o.valid & ~acks.valid), sums.o.ready.eq(free & ~acks.valid),
+            ]
         m.d.comb += [
             read.addr.eq(word.tag), pending.addr.eq(word.tag),
             free.eq(~down.valid | down.ready),
             acks.ready.eq(free),
-            words.ready.eq(free & ~acks.valid),
+            words.ready.eq(is_sum | free & ~acks.valid & ~sum_leaves),
+            leave.eq(taken & ~is_sum),
             taken.eq(words.valid & words.ready),
             less.addr.eq(word.tag), less.data.eq(pending.data - 1), less.en.eq(taken),
             tags.give.eq(taken & (pending.data == 1)), tags.given.eq(word.tag),
@@ -103,8 +132,8 @@ class Requests(wiring.Component):
             down.payload.dest.rect.eq(reply.rect), down.payload.dest.exit.eq(Exit.CORE),
         ]
         with m.If(free):
-            m.d.sync += down.valid.eq(acks.valid | words.valid)
-        with m.If(taken):
+            m.d.sync += down.valid.eq(acks.valid | leave | sum_leaves)
+        with m.If(leave):
             m.d.sync += data_word.eq(word.data)
         ack, answer = Signal(Reply), Signal(Reply)
         x, y = acks.payload.x, acks.payload.y
@@ -116,5 +145,8 @@ class Requests(wiring.Component):
         ]
         with m.If(acks.valid & free):
             m.d.sync += reply.eq(ack)
-        with m.Elif(taken):
+        with m.Elif(leave):
             m.d.sync += reply.eq(answer)
+        if sums:
+            with m.If(sum_leaves & free):
+                m.d.sync += [data_word.eq(sums.o.payload.data), reply.eq(sums.o.payload.reply)]

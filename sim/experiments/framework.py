@@ -47,6 +47,8 @@ class Case:
     network: Callable[[], Network] | None = None
     task: Callable[[], dict[str, Any]] | None = None
     """A variant of the workload, and its task's error, if it has one."""
+    samples: int = 1
+    """That one run takes: of a batch, or tokens."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ def kept(name: str, sources: Iterable[Path], make: Callable[[], Any]) -> Any:
     return json.loads(file.read_text())
 
 
+def dram(counters: Mapping[str, int]) -> dict[str, float]:
+    """Columns, activates and the share of columns that needed none of their own."""
+    read = Counters(counters).total
+    columns = read(r"controller\.reads") + read(r"controller\.writes")
+    return {"columns": columns, "activates": read(r"controller\.activates"),
+            "row_hit_rate": round(read(r"controller\.row_hits") / max(columns, 1), 4)}
+
+
 def _key(case: Case) -> tuple[str, Any]:
     """(hash of everything that the row depends on, the program)."""
     config = load_config(case.chip, case.settings)
@@ -108,6 +118,8 @@ def _key(case: Case) -> tuple[str, Any]:
     program = compile_network(network, config, check=False)
     key = hashlib.sha256(design_key(config).encode())
     key.update(program.words.tobytes())
+    for values in (network.given or {}).values():
+        key.update(values.tobytes())
     key.update(config.prefetch.model_dump_json().encode())
     key.update(f"{SCHEMA} {case.workload} {Path(__file__).read_text()}".encode())
     key.update(Path(__file__).with_name("energy.toml").read_bytes())
@@ -118,8 +130,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
     key, program = _key(case)
     file = runner.cache_home() / "experiments" / f"{key}.json"
     if file.exists():
-        return json.loads(file.read_text()) | {"case": case.name, "group": case.group,
-                                               "is_baseline": case.is_baseline}
+        return json.loads(file.read_text()) | _named(case)
     result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),
                  progress=lambda text: progress(f"{case.group}, {case.name}: {text}"),
                  network=program.network if case.network else None)
@@ -136,6 +147,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         "cycles": result["cycles"],
         "stall_cycles": result["stalls"],
         "prefetch": result["prefetch"],
+        "dram": dram(result["counters"]),
         "energy_pj": modelled_energy(result, program.macs),
         "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},
     }
@@ -143,7 +155,12 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         row["task"] = case.task()
     file.parent.mkdir(parents=True, exist_ok=True)
     write(str(file), json.dumps(row).encode())
-    return row | {"case": case.name, "group": case.group, "is_baseline": case.is_baseline}
+    return row | _named(case)
+
+
+def _named(case: Case) -> dict[str, Any]:
+    return {"case": case.name, "group": case.group, "is_baseline": case.is_baseline,
+            "samples": case.samples}
 
 
 def experiment(

@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.experiments.embeddings import EMBEDDINGS
 from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.precision import PRECISION
 
@@ -88,5 +89,6 @@ EXPERIMENTS = {
             findings=_fusion_findings,
         ),
         PRECISION,
+        EMBEDDINGS,
     )
 }

@@ -38,6 +38,13 @@ def test_quick_experiments(tmp_path, capsys, monkeypatch):
         assert on["traffic_bytes"]["hbm_write"] < off["traffic_bytes"]["hbm_write"]
     null = [row["traffic_bytes"] for key, row in fusion.items() if "one layer" in key[0]]
     assert null[0] == null[1]
+    bags = {(row["group"], row["case"]): row["traffic_bytes"]
+            for study in found if study["experiment"] == "embeddings" for row in study["rows"]}
+    near, far = bags["bags", "summed in HBM"], bags["bags", "summed in the tile"]
+    assert near["mesh_link_down"] < far["mesh_link_down"] / 2
+    one = "one lookup a bag"
+    assert bags[one, "from 3 rows on in HBM"] == bags[one, "summed in the tile"]
+    assert bags[one, "summed in HBM"]["mesh_link"] > bags[one, "summed in the tile"]["mesh_link"]
     assert "fusion" in capsys.readouterr().out
 
     def refuse(*_, **__):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load engine: the requests of random commands against the golden list, and their rate."""
 
+import os
+
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
@@ -22,21 +24,39 @@ from sim.benches.tile._moves import (
 )
 from sim.streams import Sink, Source
 
-VARIANTS = {"base": lambda: LoadEngine(load_config())}
+VARIANTS = {
+    "base": lambda: LoadEngine(load_config()),
+    "sums": lambda: LoadEngine(load_config("base", ["hbm.sum_rows=1"])),
+}
+
+
+def random_sum(rng):
+    """Rows of up to eight words within a segment, of one sum or several, by a list or not."""
+    rows, words = int(rng.integers(1, 6)), int(rng.choice([1, 2, 8]))
+    slices = int(rng.integers(1, 3))
+    fields = random_command(rng, gather=rng.random() < 0.5)
+    return fields | {
+        "run": words, "count0": slices, "count1": 1, "count2": rows * int(rng.integers(1, 4)),
+        "far": 16 * int(rng.integers(0, 1 << 20)), "f_stride0": 1 << 21, "f_stride2": words,
+        "sum": rows, "sum_int4": int(rng.random() < 0.5),
+    }
 
 
 def expected_requests(fields, numbers):
-    for address, words, near in load_requests(fields, numbers):
+    rows, slices = fields.get("sum", 0), fields["count0"]
+    for position, (address, words, near) in enumerate(load_requests(fields, numbers)):
+        row = position // slices if rows else 0
+        close = int(rows and row % rows == rows - 1)
         yield {
             "address": address,
             "last": words - 1,
             "reply": {
                 "rect": fields["rect"],
                 "address": near,
-                "kind": 0,
+                "kind": 7 if rows else 0,
                 "has_sem": fields["sem_valid"],
                 "sem": fields["sem"],
-                "block": 0,
+                "block": close | fields["sum_int4"] << 1 if rows else 0,
                 "tiles": 0,
                 "tile_words": 0,
                 "source_x": X,
@@ -55,6 +75,8 @@ async def random(dut, p_idle, p_stall, p_gather):
     commands, expected, ends, words = [], [], [], 0
     for _ in range(40):
         fields = random_command(rng, gather=rng.random() < p_gather)
+        if os.environ["HEADRACE_VARIANT"] == "sums" and rng.random() < 0.4:
+            fields = random_sum(rng)
         numbers = random_list(rng, fields["count2"]) if fields["gather"] else None
         if numbers is not None:
             fields["gather_base"] = len(memory.lists) + 3
