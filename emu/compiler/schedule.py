@@ -165,11 +165,14 @@ def schedule(plan: Plan, weights: Weights, p: int, c: int, cuts: tuple[int, ...]
 
 def _cut_last(plan: Plan, ops: list[Op]) -> None:
     """Cut the last pixels off the last op: most of it is drained and stored behind their passes."""
+    if plan.shape.tapped:
+        ops[-1:] = _last_group_alone(plan, ops[-1])
     op = ops[-1]
     first, last = op.pixels
     held = -(-op.segment.tiles // BLOCK_TILES) + 1
     single = op.first and op.segment.groups[1] - op.segment.groups[0] == 1
-    if plan.mode != "chunk" or not single or held > plan.frames - 2:
+    kept = plan.mode == "chunk" or (plan.mode == "keep" and plan.shape.tapped)
+    if not kept or not single or held > plan.frames - 2:
         return
     if last - first < 3 * TAIL_PIXELS:
         return
@@ -177,6 +180,23 @@ def _cut_last(plan: Plan, ops: list[Op]) -> None:
         replace(op, pixels=(first, last - TAIL_PIXELS), keep=True),
         replace(op, pixels=(last - TAIL_PIXELS, last)),
     ]
+
+
+def _last_group_alone(plan: Plan, op: Op) -> list[Op]:
+    """A depthwise op whose weights lie in one block, as one of all its output groups but the last,
+    and one of that."""
+    segment, shape = op.segment, plan.shape
+    low, high = segment.groups
+    last_tile = segment.first_tile + segment.tiles - 1
+    together = segment.first_tile // BLOCK_TILES == last_tile // BLOCK_TILES
+    if high - low < 2 or not (op.first and op.last and together):
+        return [op]
+    before = sum(shape.passes(g) for g in range(low, high - 1))
+    start, count = shape.needs[high - 1]
+    single = Segment((high - 1, high), (start, start + count), segment.tiles - before,
+                     segment.descriptor, segment.first_tile + before)
+    rest = replace(segment, groups=(low, high - 1), tiles=before)
+    return [replace(op, segment=rest, keep=True), replace(op, segment=single)]
 
 
 def _merged(batch: tuple[Segment, ...]) -> Segment:
