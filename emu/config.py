@@ -217,6 +217,33 @@ class Prefetch(Section):
 
 class Storage(Section):
     enabled: bool = Field(False, description="a storage edge port on the west side of row 0")
+    page_kib: int = Field(4, description="KiB of a page, 1 to 16, a power of two")
+    pages: int = Field(1024, description="pages modelled, 16 to 4096, a power of two")
+    latency: int = Field(
+        20_000, ge=1, le=1_000_000, description="cycles until a page read begins to come"
+    )
+    bytes_per_cycle: int = Field(4, ge=1, le=16, description="of the medium, reads and writes")
+    queue: int = Field(64, ge=1, le=64, description="page reads outstanding in the device")
+    cache_pages: int = Field(256, ge=8, le=1024, description="page frames in HBM")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Storage":
+        for name, least, most in (("page_kib", 1, 16), ("pages", 16, 4096)):
+            value = getattr(self, name)
+            if not least <= value <= most or value & (value - 1):
+                raise ValueError(
+                    f"storage.{name} must be a power of two, {least} to {most}, not {value}"
+                )
+        return self
+
+    @property
+    def page_words(self) -> int:
+        return self.page_kib * 1024 // WORD_BYTES
+
+    @property
+    def page_cycles(self) -> int:
+        """Cycles that the medium needs for a page."""
+        return -(-self.page_kib * 1024 // self.bytes_per_cycle)
 
 
 class Clock(Section):
