@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes pages that come from storage into their frames in HBM."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from emu.config import Storage
+from hdl.fifo import Fifo
+from hdl.packets import DownFlit, Kind, UpFlit
+from hdl.storage.packets import CACHE, FRAME_BITS, frame_word
+
+
+class PageFiller(wiring.Component):
+    """Words to write flits, one a cycle; a page is filled when all its words are acknowledged.
+
+    Pages come one after another, so their acknowledgements do too.
+
+    Members
+    -------
+    words: From the device. ``write``: To the channel.
+    down, down_valid: A flit from the channel, perhaps for another.
+    filled: Frames whose page is complete: every later read of the channel sees it.
+    idle: No page is partly written, none waits in ``filled``.
+
+    Parameters
+    ----------
+    storage: Size of a page.
+    """
+
+    def __init__(self, storage: Storage):
+        self._storage = storage
+        super().__init__(
+            {
+                "words": In(stream.Signature(frame_word(storage))),
+                "write": Out(stream.Signature(UpFlit)),
+                "down": In(DownFlit), "down_valid": In(1),
+                "filled": Out(stream.Signature(FRAME_BITS)), "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        size = self._storage.page_words
+        m.submodules.written = written = Fifo(FRAME_BITS, 4)
+        m.submodules.complete = complete = Fifo(FRAME_BITS, 4)
+        words, write, reply = self.words, self.write, self.down.reply
+        acked, gained, whole, begun = Signal(range(4 * size)), Signal(8), Signal(), Signal()
+        last = words.payload.index.all()
+        go = Signal()
+        m.d.comb += [
+            go.eq(~last | written.i.ready),
+            write.valid.eq(words.valid & go),
+            words.ready.eq(write.ready & go),
+            write.payload.data.eq(words.payload.data),
+            write.payload.kind.eq(Kind.WRITE),
+            write.payload.address.eq(Cat(words.payload.index, words.payload.frame)),
+            write.payload.mask.eq(0xFFFF),
+            write.payload.source_x.eq(CACHE),
+            written.i.valid.eq(words.valid & words.ready & last),
+            written.i.payload.eq(words.payload.frame),
+            gained.eq(Mux(
+                self.down_valid & (reply.kind == Kind.ACK) & (reply.rect.x0 == CACHE),
+                reply.address, 0)),
+            whole.eq((acked >= size) & written.o.valid & complete.i.ready),
+            written.o.ready.eq(whole),
+            complete.i.valid.eq(whole),
+            complete.i.payload.eq(written.o.payload),
+            self.idle.eq(~begun & ~written.o.valid & ~complete.o.valid & ~words.valid),
+        ]
+        wiring.connect(m, complete.o, wiring.flipped(self.filled))
+        m.d.sync += acked.eq(acked + gained - Mux(whole, size, 0))
+        with m.If(words.valid & words.ready):
+            m.d.sync += begun.eq(~last)
+        return m
