@@ -228,8 +228,13 @@ def plan_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def experiment_table(study: Mapping[str, Any]) -> Table:
-    """A row a case: cycles, HBM and link bytes over the group's baseline's, modelled energy."""
-    table = Table("case", "cycles", "of base", "HBM KiB", "of base", "links", "uJ", "",
+    """A row a case: cycles, bytes and link bytes over the group's baseline's, modelled energy.
+
+    The bytes are those of the outermost memory that the study has.
+    """
+    outer = "storage" if any("storage_read" in r["traffic_bytes"] for r in study["rows"]) else "hbm"
+    table = Table("case", "cycles", "of base", f"{outer.replace('hbm', 'HBM')} KiB", "of base",
+                  "links", "uJ", "",
                   title=f"{study['experiment']}: {study['idea']}", title_justify="left")
     base: Mapping[str, Any] = {}
     group = None
@@ -239,12 +244,15 @@ def experiment_table(study: Mapping[str, Any]) -> Table:
             base = next(r for r in study["rows"] if r["group"] == group and r["is_baseline"])
             table.add_section()
             table.add_row(f"[bold]{group}[/bold]")
-        moved = row["traffic_bytes"]["hbm_read"] + row["traffic_bytes"]["hbm_write"]
-        before = base["traffic_bytes"]["hbm_read"] + base["traffic_bytes"]["hbm_write"]
+        moved, before = (
+            sum(r["traffic_bytes"][f"{outer}_{way}"] for way in ("read", "write"))
+            for r in (row, base)
+        )
         table.add_row(
             row["case"] + (" (baseline)" if row["is_baseline"] else ""), _number(row["cycles"]),
             f"{row['cycles'] / base['cycles']:.3f}", _number(moved / 1024), f"{moved / before:.3f}",
-            f"{row['traffic_bytes']['mesh_link'] / base['traffic_bytes']['mesh_link']:.3f}",
+            f"{row['traffic_bytes']['mesh_link'] / base['traffic_bytes']['mesh_link']:.3f}"
+            if "mesh_link" in row["traffic_bytes"] else "-",
             f"{row['energy_pj']['mid'] / 1e6:,.2f}", _bar(row["cycles"] / base["cycles"] / 2),
         )
     for column in table.columns[1:7]:

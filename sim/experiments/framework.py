@@ -59,6 +59,7 @@ class Experiment:
     null_case, losing_case: The groups in which the idea can do nothing, and in which it loses (with
         why), as the study expects them; `findings` says what was seen.
     findings: Sentences from the rows.
+    row: How a case becomes a row; by default the chip runs its workload.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Experiment:
     null_case: str
     losing_case: str
     findings: Callable[[Sequence[Mapping[str, Any]]], list[str]] = field(default=lambda rows: [])
+    row: Callable[[Any, Progress], dict[str, Any]] | None = None
 
 
 def coefficients() -> dict[str, dict[str, float]]:
@@ -188,7 +190,7 @@ def experiment(
         rows, skipped = [], []
         for case in study.cases(quick):
             try:
-                rows.append(_row(case, progress))
+                rows.append((study.row or _row)(case, progress))
             except UserError as error:  # the workload does not fit this machine
                 skipped.append(f"{case.group}, {case.name}: {error}")
         found.append({
