@@ -34,6 +34,46 @@ def layer_page(result: Mapping[str, Any]) -> str:
 
 
 def experiment_page(studies: Sequence[Mapping[str, Any]]) -> str:
+    """HTML: a figure for the studies on the chip, one for that of memory planning."""
+    others = [study for study in studies if study["experiment"] != "planning"]
+    figures = [_ratios(others)] if others else []
+    figures += [_spills(study) for study in studies if study["experiment"] == "planning"]
+    parts = [figure.to_html(include_plotlyjs=index == 0, full_html=False)
+             for index, figure in enumerate(figures)]
+    return f"<html><head><meta charset='utf-8'></head><body>{''.join(parts)}</body></html>\n"
+
+
+def _spills(study: Mapping[str, Any]):
+    """For each trace, HBM bytes of spills against the memory's size, a line a strategy."""
+    import plotly.graph_objects as go
+    from plotly.colors import qualitative
+    from plotly.subplots import make_subplots
+
+    rows = [row for row in study["rows"] if row["machine"]["memory"] != "all the room"]
+    traces = list(dict.fromkeys(row["workload"] for row in rows))
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = make_subplots(rows=len(traces), cols=1, subplot_titles=traces,
+                           vertical_spacing=0.3 / len(traces))
+    for place, trace in enumerate(traces, 1):
+        for number, case in enumerate([*cases, "lower bound"]):
+            of, dash = (case, "solid") if case in cases else ("best_fit", "dot")
+            points = [(row["machine"]["memory_bytes"] / 1024, (
+                row["spill_bound_bytes"] if of != case else
+                row["traffic_bytes"]["hbm_read"] + row["traffic_bytes"]["hbm_write"]) / 1024)
+                for row in rows if row["workload"] == trace and row["case"] == of]
+            figure.add_trace(go.Scatter(
+                x=[x for x, _ in points], y=[y for _, y in points], name=case, legendgroup=case,
+                showlegend=place == 1, mode="lines+markers",
+                line={"color": qualitative.Dark24[number], "dash": dash},
+            ), row=place, col=1)
+    figure.update_xaxes(title="memory, KiB")
+    figure.update_yaxes(title="spilled, KiB", rangemode="tozero")
+    figure.update_layout(title=f"{study['experiment']}: {study['idea']}", template="plotly_white",
+                         height=120 + 420 * len(traces))
+    return figure
+
+
+def _ratios(studies: Sequence[Mapping[str, Any]]):
     """HTML: for each study, cycles and HBM bytes of every case over its group's baseline."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -60,4 +100,4 @@ def experiment_page(studies: Sequence[Mapping[str, Any]]) -> str:
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(template="plotly_white", height=120 + 480 * len(studies), barmode="group",
                          legend={"orientation": "h", "y": 1 + 0.2 / len(studies)})
-    return figure.to_html(include_plotlyjs=True, full_html=True)
+    return figure

@@ -227,11 +227,47 @@ def plan_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def _planning_table(study: Mapping[str, Any]) -> Table:
+    """A row a strategy of each trace: high water with all the room, HBM traffic of spills by size
+    of the memory."""
+    sizes = list(dict.fromkeys(row["machine"]["memory"] for row in study["rows"]))
+    table = Table("strategy", "high water", "of bound", *(
+        f"spilled, {size.split()[0]}" for size in sizes[1:]),
+        title=f"{study['experiment']}: {study['idea']}; high water in KiB with all the room, KiB "
+        "written and read in HBM by size of the memory over the bound", title_justify="left")
+    traces: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for row in study["rows"]:
+        cases = traces.setdefault(row["workload"], {})
+        cases.setdefault(row["case"], {})[row["machine"]["memory"]] = row
+
+    def kibibytes(row: Mapping[str, Any], *boundaries: str) -> str:
+        return f"{sum(row[boundary] for boundary in boundaries) / 1024:,.0f}"
+
+    for trace, cases in traces.items():
+        table.add_section()
+        table.add_row(f"[bold]{trace}[/bold]")
+        for case, found in cases.items():
+            room = found[sizes[0]]["footprint_bytes"]
+            table.add_row(
+                case, kibibytes(room, "high_water"),
+                f"{room['high_water'] / room['lower_bound']:.3f}", *(
+                    kibibytes(found[size]["traffic_bytes"], "hbm_read", "hbm_write")
+                    for size in sizes[1:]))
+        table.add_row("lower bound", kibibytes(room, "lower_bound"), "1.000", *(
+            kibibytes(found[size], "spill_bound_bytes") for size in sizes[1:]))
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
 def experiment_table(study: Mapping[str, Any]) -> Table:
     """A row a case: cycles, bytes and link bytes over the group's baseline's, modelled energy.
 
     The bytes are those of the outermost memory that the study has.
     """
+    if study["experiment"] == "planning":
+        return _planning_table(study)
     outer = "storage" if any("storage_read" in r["traffic_bytes"] for r in study["rows"]) else "hbm"
     table = Table("case", "cycles", "of base", f"{outer.replace('hbm', 'HBM')} KiB", "of base",
                   "links", "uJ", "",

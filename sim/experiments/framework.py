@@ -60,6 +60,7 @@ class Experiment:
         why), as the study expects them; `findings` says what was seen.
     findings: Sentences from the rows.
     row: How a case becomes a row; by default the chip runs its workload.
+    measure: Rows of a study whose hardware is not the chip; ``quick``, progress.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Experiment:
     losing_case: str
     findings: Callable[[Sequence[Mapping[str, Any]]], list[str]] = field(default=lambda rows: [])
     row: Callable[[Any, Progress], dict[str, Any]] | None = None
+    measure: Callable[[bool, Progress], list[dict[str, Any]]] | None = None
 
 
 def coefficients() -> dict[str, dict[str, float]]:
@@ -187,7 +189,7 @@ def experiment(
     found = []
     for name in wanted:
         study = EXPERIMENTS[name]
-        rows, skipped = [], []
+        rows, skipped = study.measure(quick, progress) if study.measure else [], []
         for case in study.cases(quick):
             try:
                 rows.append((study.row or _row)(case, progress))

@@ -7,6 +7,7 @@ from typing import Any
 from sim.experiments.embeddings import EMBEDDINGS
 from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.hierarchy import HIERARCHY
+from sim.experiments.planning import PLANNING
 from sim.experiments.precision import PRECISION
 
 POLICIES = ("double_buffer", "demand", "run_ahead", "next_layer", "oracle")
@@ -92,5 +93,6 @@ EXPERIMENTS = {
         PRECISION,
         EMBEDDINGS,
         HIERARCHY,
+        PLANNING,
     )
 }

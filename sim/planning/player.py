@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from emu.allocator import Answer, Command
 from hdl.allocator.ports import answer_layout, command_layout
 from hdl.allocator.unit import Allocator
-from hdl.verilog import generate
+from hdl.verilog import Design, generate
 from sim import runner
 from sim.errors import RunError
 from sim.streams import pack, unpack
@@ -27,6 +28,11 @@ class Step:
     spilled_words: int
 
 
+@cache
+def _design(words: int, areas: int) -> Design:
+    return generate(Allocator(words, areas), "allocator")
+
+
 def play(
     commands: Sequence[Command], *, words: int, areas: int, simulator: str = "verilator",
 ) -> list[Step]:
@@ -38,7 +44,7 @@ def play(
     """
     layouts = command_layout(words, areas), answer_layout(words, areas)
     packed = [pack(layouts[0], asdict(command)) for command in commands]
-    design = generate(Allocator(words, areas), "allocator")
+    design = _design(words, areas)
     workdir = Path(tempfile.mkdtemp(prefix="headrace-"))
     try:
         np.array(packed, np.uint64).tofile(workdir / "commands")
