@@ -50,6 +50,7 @@ from emu.compiler.residency import (
     Need,
     areas,
     input_landings,
+    modelled_cycles,
     plan_resident,
     residual_landing,
 )
@@ -319,10 +320,15 @@ def _macs(layer: ConvLayer) -> int:
 def _plan(config: Config, layers: list[Layer], cap: int) -> dict[int, Choice]:
     """The plans of every layer with weights; all share one area of at most ``cap`` frames."""
     shapes = {k: geometry_of(each) for k, each in enumerate(layers) if isinstance(each, ConvLayer)}
-    if config.scratchpad.resident:
-        found = plan_resident(config, _needs(layers, shapes), cap)
-        if found:
-            return found
+    apart = _plan_apart(config, shapes, cap)
+    if not config.scratchpad.resident:
+        return apart
+    cycles = {k: modelled_cycles(config, each) for k, each in apart.items()}
+    return plan_resident(config, _needs(layers, shapes), cap, cycles) or apart
+
+
+def _plan_apart(config: Config, shapes: Mapping[int, Geometry], cap: int) -> dict[int, Choice]:
+    """Plans with every activation in HBM."""
     first = {k: plan_layer(config, shape, None) for k, shape in shapes.items()}
     frames = min((plan.frames for plans in first.values() for plan in plans), default=0)
     frames = min(frames, cap)

@@ -9,16 +9,17 @@ beside the temporaries (parameters, output slots, inputs from HBM) of every laye
 fit, the largest that is alive at the worst layer goes to HBM, until they do.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry
 from emu.compiler.mapping import Rect, Split, choose, cost, part, single
 from emu.compiler.plan_layer import plan_layer
-from emu.compiler.schedule import Item
+from emu.compiler.schedule import Item, schedule
 from emu.compiler.stream import EDGES, FIRST_EDGE
-from emu.compiler.tiling import PIECES, Plan
+from emu.compiler.tiling import PIECES, Plan, plan_weights
 from emu.config import BLOCK_WORDS, Config
 from emu.errors import UserError
 from emu.planner import Item as Area
@@ -32,6 +33,11 @@ ATTEMPTS = 24
 """Rounds of giving up edges before all of them go through HBM."""
 MOST_EDGES = 0.85
 """Of what frames leave of a scratchpad: temporaries need the rest."""
+MOST_CYCLES = 1.25
+"""Of a layer's modelled cycles with all activations in HBM: with fewer frames, or in bands, its
+weights are fetched again and again."""
+MOST_IN_ALL = 1.05
+"""The same of all layers together."""
 INBOUND_SHARE = 0.7
 """Words a cycle that a tile takes in beside its computing, measured on ResNet-50's last stage."""
 SLACK = 1.03
@@ -122,10 +128,11 @@ def residual_landing(plan: Plan, p: int, c: int) -> Landing:
 
 
 def plan_resident(
-    config: Config, needs: Sequence[Need], cap: int
+    config: Config, needs: Sequence[Need], cap: int, apart: Mapping[int, float]
 ) -> dict[int, Choice] | None:
-    """Choices by layer index, with as many resident edges as fit beside at most ``cap`` frames;
-    None if none does."""
+    """Choices by layer index, with as many resident edges as fit beside at most ``cap`` frames
+    and leave every layer enough room to stay near its modelled cycles ``apart``, those with all
+    activations in HBM; None if none does."""
     wanted = {
         (producer, need.index, kind)
         for need in needs
@@ -133,29 +140,88 @@ def plan_resident(
         if producer is not None
     }
     half = config.scratchpad.words // 2 // BLOCK_WORDS  # what fails takes long to fail
+    search = _Search(config)
     tried = [frames for frames in FRAMES if frames <= min(cap, half)] or [FRAMES[-1]]
     for frames in tried:
         evict = frames <= ENOUGH_FRAMES or frames == tried[-1]
-        found = _attempt(config, needs, set(wanted), frames, evict)
-        if found:
+        found = _attempt(search, needs, set(wanted), frames, evict, apart)
+        if not found:
+            continue
+        cycles = sum(modelled_cycles(config, choice) for choice in found.values())
+        if cycles <= MOST_IN_ALL * sum(apart.values()):
             return found if any(choice.filled for choice in found.values()) else None
     return None
 
 
-def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choice] | None:
+def modelled_cycles(config: Config, choice: Choice) -> float:
+    """The bound of a layer, from one of its tiles: passes, inbound words, HBM words with weights
+    fetched again."""
+    total = 0.0
+    for plan in choice.plans:
+        shape = plan.shape
+        ranges = [plan.channel_range(c) for c in range(plan.split.channel_parts)]
+        c = max(range(len(ranges)), key=lambda k: ranges[k][1] - ranges[k][0])
+        weights = plan_weights(plan, c, ())
+        work = schedule(plan, weights, 0, c, ())
+        compute = sum(op.segment.tiles * shape.pass_cycles(op.pixels[1] - op.pixels[0])
+                      for op in work.ops)
+        own = work.generations * shape.tile_words * sum(n for _, n in weights.descriptors)
+        loaded = sum(piece.words for item in work.items for piece in item.pieces)
+        inputs = 0 if choice.source else loaded
+        copies = 1 if plan.share_weights else plan.split.pixel_parts
+        hbm = copies * work.generations * shape.tile_words * sum(map(shape.passes, plan.groups))
+        hbm += inputs * plan.split.pixel_parts
+        total += max(compute, (own + inputs) / 0.9, hbm / config.hbm.channels / 0.9)
+    return total
+
+
+class _Search:
+    """What the rounds of one search have in common: splits and their costs."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._splits: dict[int, list[Split]] = {}
+        self._keys: dict[tuple[int, Split], tuple[float, float]] = {}
+
+    def splits(self, need: Need) -> list[Split]:
+        """All, best first, with inputs from HBM."""
+        if need.index not in self._splits:
+            self._splits[need.index] = choose(self.config, need.shape,
+                                              range(need.shape.out_groups))
+        return self._splits[need.index]
+
+    def on_chip_keys(self, need: Need) -> dict[Split, tuple[float, float]]:
+        """Splits whose inputs fit half the scratchpad, and their cost with these on the chip."""
+        found = {}
+        for split in self.splits(need):
+            key = need.index, split
+            if key not in self._keys:
+                room = _area(need.shape, split)[1] <= self.config.scratchpad.words // 2
+                self._keys[key] = (_on_chip_key(self.config, need.shape, split) if room
+                                   else (math.inf, math.inf))
+            if self._keys[key][0] < math.inf:
+                found[split] = self._keys[key]
+        return found
+
+
+def _attempt(
+    search: _Search, needs, wanted, frames: int, evict: bool, apart: Mapping[int, float]
+) -> dict[int, Choice] | None:
     """Choices with exactly the edges ``wanted``, or with fewer if ``evict``."""
+    config = search.config
     limit = config.scratchpad.words - frames * BLOCK_WORDS
     for _ in range(ATTEMPTS):
         if not wanted:
             return None
-        splits = _splits(config, needs, wanted, frames)
+        splits = _splits(search, needs, wanted)
         edges = _edges(config, needs, wanted, splits)
-        if evict and _crowded(edges, limit, wanted):
+        if evict and _crowded(edges, MOST_EDGES * limit, wanted):
             continue
-        choices, full = _temporaries(config, needs, edges, splits, frames)
-        if full is None:
-            placed, full = _place(edges, choices, limit)
-            if full is None:
+        choices, full = _temporaries(config, needs, edges, splits, frames, apart, evict)
+        if not full:
+            placed, worst_layer = _place(edges, choices, limit)
+            full = [] if worst_layer is None else [worst_layer]
+            if not full:
                 try:
                     return _joined(choices, placed)
                 except _NoSemaphoreError as error:
@@ -164,20 +230,24 @@ def _attempt(config, needs, wanted, frames: int, evict: bool) -> dict[int, Choic
                     continue
         if not evict:
             return None
-        alive = [e for e in edges if e.producer <= full <= e.reader]
-        if not alive:
-            return None
-        worst = max(alive, key=lambda e: (e.words * (e.reader - e.producer), e.reader))
-        wanted.discard((worst.producer, worst.reader, worst.is_residual))
+        for layer in full:
+            alive = [e for e in edges if e.producer <= layer <= e.reader
+                     and (e.producer, e.reader, e.is_residual) in wanted]
+            if not alive and len(full) == 1:
+                return None
+            if alive:
+                worst = max(alive, key=lambda e: (e.words * (e.reader - e.producer), e.reader))
+                wanted.discard((worst.producer, worst.reader, worst.is_residual))
     return None
 
 
-def _crowded(edges: Sequence[Edge], limit: int, wanted: set) -> bool:
-    """Give up the largest edges of layers whose edges alone leave no room; whether there were."""
+def _crowded(edges: Sequence[Edge], limit: float, wanted: set) -> bool:
+    """Give up the largest edges of layers whose edges alone take more than ``limit``; whether there
+    were."""
     kept, given_up = list(edges), False
     for layer in sorted({edge.reader for edge in edges}):
         alive = [e for e in kept if e.producer <= layer <= e.reader]
-        while alive and sum(e.words for e in alive) > MOST_EDGES * limit:
+        while alive and sum(e.words for e in alive) > limit:
             worst = max(alive, key=lambda e: (e.words, e.reader))
             alive.remove(worst)
             kept.remove(worst)
@@ -186,16 +256,15 @@ def _crowded(edges: Sequence[Edge], limit: int, wanted: set) -> bool:
     return given_up
 
 
-def _splits(config, needs, wanted, frames: int) -> dict[int, list[Split]]:
+def _splits(search: _Search, needs, wanted) -> dict[int, list[Split]]:
     """Per layer its splits, best first."""
     found: dict[int, list[Split]] = {}
     before: Split | None = None
     for need in needs:
-        splits = choose(config, need.shape, range(need.shape.out_groups))
+        splits = search.splits(need)
         is_resident = (need.source, need.index, False) in wanted
         if is_resident:
-            keys = {split: _on_chip_key(config, need.shape, split) for split in splits
-                    if _area(need.shape, split)[1] <= config.scratchpad.words // 2}
+            keys = search.on_chip_keys(need)
             splits = sorted(keys, key=lambda split: keys[split])
             if before in keys and keys[before][0] <= SLACK * keys[splits[0]][0]:
                 splits = [before, *splits]
@@ -245,9 +314,10 @@ def _edges(config, needs, wanted, splits) -> list[Edge]:
     return found
 
 
-def _temporaries(config, needs, edges, splits, frames):
-    """(choices without addresses, None), or (what there is, the layer that has no room)."""
+def _temporaries(config, needs, edges, splits, frames, apart, evict):
+    """(choices without addresses, layers that have too little room)."""
     choices: dict[int, Choice] = {}
+    full: list[int] = []
     for need in needs:
         own = {e.is_residual: e for e in edges if e.reader == need.index}
         alive = sum(e.words for e in edges if e.producer <= need.index <= e.reader)
@@ -262,10 +332,14 @@ def _temporaries(config, needs, edges, splits, frames):
                 plans = plan_layer(config, need.shape, frames, words)
         except UserError:
             plans = []
-        if not plans:
-            return choices, need.index
-        choices[need.index] = Choice(plans, own.get(False), own.get(True))
-    return choices, None
+        choice = Choice(plans, own.get(False), own.get(True))
+        if not plans or (alive and modelled_cycles(config, choice) > MOST_CYCLES * apart[need.index]
+                         ):
+            full.append(need.index)
+            if not evict:
+                break
+        choices[need.index] = choice
+    return choices, full
 
 
 def areas(choices: dict[int, Choice], edges: Sequence[Edge]) -> list[tuple[Area, int]]:
