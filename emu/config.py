@@ -90,6 +90,9 @@ class Scratchpad(Section):
     resident: bool = Field(
         True, description="activations stay on the chip between layers where they fit"
     )
+    pinned_kib: int = Field(
+        0, ge=0, description="KiB of each for weights that stay from step to step"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Scratchpad":
@@ -97,7 +100,19 @@ class Scratchpad(Section):
             raise ValueError(f"scratchpad.kib must be a power of two, 16 to 1024, not {self.kib}")
         if self.banks not in (2, 4, 8, 16):
             raise ValueError(f"scratchpad.banks must be 2, 4, 8 or 16, not {self.banks}")
+        if self.pinned_kib > self.kib - 8:
+            raise ValueError(f"scratchpad.pinned_kib must leave 8 of {self.kib} KiB, not be "
+                             f"{self.pinned_kib}")
         return self
+
+    @property
+    def pinned_words(self) -> int:
+        return self.pinned_kib * 1024 // WORD_BYTES
+
+    @property
+    def free_words(self) -> int:
+        """Words below the pinned weights."""
+        return self.words - self.pinned_words
 
     @property
     def words(self) -> int:

@@ -193,7 +193,7 @@ def plan_attention(
     if best is None or key_groups > MAX_GROUPS:
         raise UserError(
             f"layer {layer.name}: the {keys} keys and values of one head do not fit the scratchpad "
-            f"of {config.scratchpad.words} words: raise scratchpad.kib"
+            f"of {config.scratchpad.free_words} words: raise scratchpad.kib"
         )
     _, parts, slots, most = best
     units = [Unit(head, part(queries, parts, k)) for head in range(layer.heads)

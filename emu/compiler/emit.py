@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emu.compiler.mapping import Rect, encode_rect, rect_tiles, single
+from emu.compiler.pinning import Pins
 from emu.compiler.stream import (
     BARRIER,
     EDGE_BARRIER,
+    PINNED,
     START,
     Signal,
     Step,
@@ -47,8 +49,11 @@ class Use:
 class Emitter:
     """Emits every tile's stream of a program."""
 
-    def __init__(self, config: Config, steps: Sequence[Step | UnitStep]):
-        self.config, self.steps = config, steps
+    def __init__(
+        self, config: Config, steps: Sequence[Step | UnitStep], pins: Pins | None = None
+    ):
+        self.config, self.steps, self.pins = config, steps, pins or Pins()
+        self.pinned_here: set[Tile] = set()       # tiles that have waited for their pinned weights
         self.convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
         self.has_edges = any(step.landings for step in self.convs.values())
         self.order = {index: rank for rank, index in enumerate(self.convs)}
@@ -93,6 +98,8 @@ class Emitter:
         fetched = dict.fromkeys(self.streams, 0)
         start = 0
         for index, step in self.convs.items():
+            if index in self.pins.bases:
+                continue
             furthest = start
             for tile, (p, c) in self.roles[index].items():
                 block = start
@@ -180,6 +187,8 @@ class Emitter:
         """Commands of every tile; idle tiles only END."""
         for tile in sorted(self.busy - set(self.roles[0])):
             self.begin(tile)
+        for tile in sorted(self.pins.loads):
+            self._load_pinned(tile)
         for index, step in enumerate(self.steps):
             if index:
                 self._barrier(index)
@@ -196,6 +205,22 @@ class Emitter:
         for stream in self.streams.values():
             stream.add(Opcode.END)
         return {tile: stream.commands for tile, stream in self.streams.items()}
+
+    def _load_pinned(self, tile: Tile) -> None:
+        for load in self.pins.loads[tile]:
+            self.streams[tile].add(
+                Opcode.LOAD, scratchpad=load.near, far=load.far, run=load.run, count0=load.count,
+                count1=1, count2=1, s_stride0=load.run if load.count > 1 else 0,
+                f_stride0=load.stride if load.count > 1 else 0, rect=encode_rect(single(*tile)),
+                sem_valid=1, sem=PINNED,
+            )
+
+    def await_pinned(self, tile: Tile) -> list[Wait]:
+        """The wait of a tile's first COMPUTE with pinned weights."""
+        if tile in self.pinned_here:
+            return []
+        self.pinned_here.add(tile)
+        return [(PINNED, self.pins.words(tile))]
 
     def _find_followers(self) -> dict[Tile, set[Tile]]:
         """Leader of shared frames -> its followers, over all steps."""

@@ -187,7 +187,7 @@ def plan_experts(
     chunk = min((limit - fixed) // (SLOTS * size), MOST_WORDS // size, -(-most // SLOTS))
     if chunk < 1:
         raise UserError(f"layer {layer.name}: the weights of 16 outputs of {layer.k} experts do not"
-                        f" fit the scratchpad of {config.scratchpad.words} words twice: raise "
+                        f" fit the scratchpad of {config.scratchpad.free_words} words twice: raise "
                         "scratchpad.kib")
     return ExpertStep(layer=layer, sources=sources, target=target, work=work, base=base,
                       weights=weights, chunk=chunk)

@@ -65,7 +65,7 @@ def _bounds(
         tiles=max(sum(shape.passes(g) for g in range(a, b)) for a, b in ranges),
         group_tiles=max(shape.passes(g) for g in groups),
         pixels=max(b - a for a, b in pixel_ranges),
-        chunk_limit=min(config.core.accumulator_rows, max(16, config.scratchpad.words // 8)),
+        chunk_limit=min(config.core.accumulator_rows, max(16, config.scratchpad.free_words // 8)),
         params=8 * out_groups + shape.table_words, words=words, resident=resident, added=added,
     )
 
@@ -82,7 +82,7 @@ def plan_step(
     words: Of the scratchpad, if others hold the rest.
     resident, added: The inputs, the residual lie in areas outside of ``words``, whole.
     """
-    bounds = _bounds(config, shape, split, groups, words or config.scratchpad.words, resident,
+    bounds = _bounds(config, shape, split, groups, words or config.scratchpad.free_words, resident,
                      added)
     if bounds.params > bounds.words // 4:
         return None
@@ -229,7 +229,7 @@ def _finish(bounds: _Bounds, *, mode, bands, batch, parts, frames, slots, plane,
         chunk_pixels=bounds.chunk_limit, batch=batch, parts=parts, frames=frames, slots=slots,
         plane=plane, slot_words=slot_words, out_slot_words=batch * most, params=0, inputs=inputs,
         outputs=outputs, out_slots=bounds.out_slots,
-        frames_base=config.scratchpad.words - frames * BLOCK_WORDS,
+        frames_base=config.scratchpad.free_words - frames * BLOCK_WORDS,
         tail=tail, share_weights=False, share_inputs=False,
     )
     return replace(plan, share_weights=_can_share_weights(plan, config),

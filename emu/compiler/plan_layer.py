@@ -37,8 +37,9 @@ def plan_layer(
         count = shape.out_groups if count < shape.out_groups < 2 * count else 2 * count
     least = shape.taps + 2 * 256 + 8 + 2
     raise UserError(
-        f"layer {shape.name}: does not fit the scratchpad of {config.scratchpad.words} words: one "
-        f"output pixel needs at least {least} words with two parameter frames: raise scratchpad.kib"
+        f"layer {shape.name}: does not fit the scratchpad of {config.scratchpad.free_words} words: "
+        f"one output pixel needs at least {least} words with two parameter frames: raise "
+        "scratchpad.kib"
     )
 
 

@@ -41,6 +41,7 @@ from emu.compiler.images import (
     weight_tiles,
 )
 from emu.compiler.mapping import single
+from emu.compiler.pinning import Pins, pin
 from emu.compiler.placement import near_channels
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.residency import (
@@ -106,6 +107,7 @@ class Program:
         (those that lie there) and ``scratchpad`` (a tile's areas beside its parameter frames).
     network: what was compiled, if it has graph tensors; else inputs and outputs go by layer tensor.
     dump_words: words per channel that hold everything `outputs` reads.
+    pinned_bytes: Of weights that are loaded once, at the start, for all steps that use them.
     """
 
     config: Config
@@ -120,6 +122,7 @@ class Program:
     layer_names: tuple[str, ...] = ()
     memories: dict[str, tuple[Item, ...]] = field(default_factory=dict)
     network: Network | None = None
+    pinned_bytes: int = 0
 
     @property
     def planned_read_bytes(self) -> int:
@@ -282,7 +285,10 @@ def compile_network(
         except UserError:  # a layer without weights wants what the frames take
             if not choices or cap == FRAME_CAPS[-1]:
                 raise
-    streams = Emitter(config, steps).emit()
+    convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
+    pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
+    again = set(pins.bases) - pins.first
+    streams = Emitter(config, steps, pins).emit()
     _place_streams(memory, config, streams)
     program = Program(
         config=config, streams=streams, words=memory.build(), tensors=tensors,
@@ -290,7 +296,8 @@ def compile_network(
         output_names=tuple(t for t in tensors if t in wanted),
         rooflines=tuple(
             step.roofline(config) if isinstance(step, UnitStep)
-            else step_roofline(config, step, macs[step.layer.name]) for step in steps
+            else step_roofline(config, step, macs[step.layer.name], k in again)
+            for k, step in enumerate(steps)
         ),
         plans=tuple(
             step.describe() if isinstance(step, UnitStep) else step.plan.describe()
@@ -298,8 +305,11 @@ def compile_network(
         ),
         step_reads=tuple(
             step.read_words() if isinstance(step, UnitStep)
-            else planned_read_words(config, step) for step in steps
+            else planned_read_words(config, step,
+                                    int(k not in again) if k in pins.bases else None)
+            for k, step in enumerate(steps)
         ),
+        pinned_bytes=WORD_BYTES * pins.initial_words,
         layer_names=tuple(layer.name for layer in layers),
         memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed),
         network=network if isinstance(network, Network) else None,
@@ -374,7 +384,7 @@ def _steps(
     steps: list[Step | UnitStep] = []
     by_layer: dict[int, list[Step]] = {}
     limit = min((plan.frames_base for each in choices.values() for plan in each.plans),
-                default=config.scratchpad.words)
+                default=config.scratchpad.free_words)
     for index, layer in enumerate(layers):
         if isinstance(layer, ConvLayer):
             choice = choices[index]

@@ -139,7 +139,7 @@ def plan_resident(
         for producer, kind in ((need.source, False), (need.residual, True))
         if producer is not None
     }
-    half = config.scratchpad.words // 2 // BLOCK_WORDS  # what fails takes long to fail
+    half = config.scratchpad.free_words // 2 // BLOCK_WORDS  # what fails takes long to fail
     search = _Search(config)
     tried = [frames for frames in FRAMES if frames <= min(cap, half)] or [FRAMES[-1]]
     for frames in tried:
@@ -196,7 +196,7 @@ class _Search:
         for split in self.splits(need):
             key = need.index, split
             if key not in self._keys:
-                room = _area(need.shape, split)[1] <= self.config.scratchpad.words // 2
+                room = _area(need.shape, split)[1] <= self.config.scratchpad.free_words // 2
                 self._keys[key] = (_on_chip_key(self.config, need.shape, split) if room
                                    else (math.inf, math.inf))
             if self._keys[key][0] < math.inf:
@@ -209,7 +209,7 @@ def _attempt(
 ) -> dict[int, Choice] | None:
     """Choices with exactly the edges ``wanted``, or with fewer if ``evict``."""
     config = search.config
-    limit = config.scratchpad.words - frames * BLOCK_WORDS
+    limit = config.scratchpad.free_words - frames * BLOCK_WORDS
     for _ in range(ATTEMPTS):
         if not wanted:
             return None
@@ -278,7 +278,7 @@ def _on_chip_key(config: Config, shape: Geometry, split: Split) -> tuple[float, 
     bound. Weights and inputs meet at a tile's one inbound port, which is not filled to the last
     cycle; and what takes much of the scratchpad drives others out of it."""
     found = cost(config, shape, range(shape.out_groups), split)
-    share = _area(shape, split)[1] / config.scratchpad.words
+    share = _area(shape, split)[1] / config.scratchpad.free_words
     cycles = max(found.compute, found.inbound / INBOUND_SHARE) * (1 + share / 4)
     return cycles, found.inbound
 
@@ -321,7 +321,7 @@ def _temporaries(config, needs, edges, splits, frames, apart, evict):
     for need in needs:
         own = {e.is_residual: e for e in edges if e.reader == need.index}
         alive = sum(e.words for e in edges if e.producer <= need.index <= e.reader)
-        words = config.scratchpad.words - alive
+        words = config.scratchpad.free_words - alive
         try:
             if own:
                 groups = range(need.shape.out_groups)

@@ -57,8 +57,9 @@ def _residual_words(work: Work) -> int:
     return sum(op.drained_words for op in work.ops if op.last)
 
 
-def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
-    """Bounds of one planned step; ``macs``: of the whole layer as the network defines it."""
+def step_roofline(config: Config, step: Step, macs: int, resident: bool = False) -> Roofline:
+    """Bounds of one planned step; ``macs``: of the whole layer as the network defines it;
+    ``resident``: its weights are in the scratchpads already."""
     plan, shape = step.plan, step.plan.shape
     compute = inbound = 0
     for (_, c), work in step.work.items():
@@ -68,11 +69,11 @@ def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
         )
         first, last = plan.channel_range(c)
         words = sum(piece.words for item in work.items for piece in item.pieces)
-        tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
+        tiles = 0 if resident else sum(tiles for _, tiles in step.weights[c].descriptors)
         words += work.generations * tiles * shape.tile_words + 8 * (last - first)
         words += shape.table_words + _residual_words(work) * shape.has_residual
         compute, inbound = max(compute, passes), max(inbound, words)
-    tiles = sum(shape.passes(g) for g in plan.groups)
+    tiles = 0 if resident else sum(shape.passes(g) for g in plan.groups)
     constants = tiles * shape.tile_words + 8 * len(plan.groups) + shape.table_words
     reads = {step.source.name: _input_words(step)} if step.source else {}
     if step.residual:
@@ -87,8 +88,9 @@ def step_roofline(config: Config, step: Step, macs: int) -> Roofline:
     )
 
 
-def planned_read_words(config: Config, step: Step) -> int:
-    """Words that the step's commands read from HBM: loads by leaders and blocks, with repeats."""
+def planned_read_words(config: Config, step: Step, generations: int | None = None) -> int:
+    """Words that the step's commands read from HBM: loads by leaders and blocks, with repeats;
+    ``generations``: how often its weights are read, if not as its work says."""
     plan = step.plan
     total = 0
     for (p, c), work in step.work.items():
@@ -101,6 +103,7 @@ def planned_read_words(config: Config, step: Step) -> int:
             total += 8 * (last - first) + plan.shape.table_words
         if leads or not plan.share_weights:
             tiles = sum(tiles for _, tiles in step.weights[c].descriptors)
-            total += work.generations * tiles * plan.shape.tile_words
+            times = work.generations if generations is None else generations
+            total += times * tiles * plan.shape.tile_words
     return total
 

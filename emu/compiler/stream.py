@@ -21,7 +21,8 @@ IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
 PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
 RESIDUAL = 24                 # + output slot
 EDGE_BARRIER = 32             # + parity of the step, awaited by the compute queue
-FIRST_EDGE, EDGES = 34, 30    # resident edges (`emu.compiler.residency`) share these
+PINNED = 34                   # words of pinned weights, awaited by the compute queue
+FIRST_EDGE, EDGES = 35, 29    # resident edges (`emu.compiler.residency`) share these
 VECTOR_IN = 28                # + input slot
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
 

@@ -23,6 +23,7 @@ from emu.compiler.stream import (
     Wait,
     arrival,
 )
+from emu.config import BLOCK_TILES
 from emu.isa import Opcode, Queue, WeightMode
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TileStep:
         self.emitter, self.index, self.step, self.plan = emitter, index, step, step.plan
         self.stream, self.tile, self.p, self.c = emitter.streams[tile], tile, p, c
         self.work = step.work[p, c]
+        self.pinned = emitter.pins.bases.get(index)
         shared = self.plan.share_inputs
         self.input_rect = self.plan.split.activation_rect(p) if shared else single(*tile)
         self.input_leader = self.plan.split.tile(p, step.leader_of_inputs(p)) if shared else tile
@@ -58,19 +60,24 @@ class TileStep:
         first_use = self._first_use()
         start: list[Wait] = []
         for number, op in enumerate(self.work.ops):
-            use = first_use[op.generation, op.segment.descriptor]
+            use = first_use.get((op.generation, op.segment.descriptor), -1)
             if number == 0:
                 self._load_some(number, op, 0)
                 if self.index == 0:
                     self.emitter.begin(self.tile)
-            self.emitter.ensure_use(self.tile, use)
+            if self.pinned is None:
+                self.emitter.ensure_use(self.tile, use)
             if number == 0:
                 self._load_params()
                 start = self.emitter.take_start(self.tile, self.index)
             self._load_some(number, op, LOOKAHEAD)
             if self.step.residual and op.last:
                 self._load_residuals(self.drains + (1 if number == 0 else self.plan.out_slots))
-            self._compute(number, op, self.emitter.uses[self.tile][use], start)
+            if self.pinned is None:
+                self._compute(number, op, self.emitter.uses[self.tile][use], start)
+            else:
+                start += self.emitter.await_pinned(self.tile)
+                self._compute(number, op, None, start)
             start = []
             if op.last:
                 self._store(op)
@@ -225,7 +232,7 @@ class TileStep:
                 waits.append((OUT_FREE, 1))
         return waits
 
-    def _compute(self, number: int, op: Op, use: "Use", start: list[Wait]) -> None:
+    def _compute(self, number: int, op: Op, use: "Use | None", start: list[Wait]) -> None:
         signals: list[Signal] = []
         if op.last:
             signals.append((OUT_READY, single(*self.tile)))
@@ -263,15 +270,29 @@ class TileStep:
             "out_groups": groups[1] - groups[0], "advance": step * plan.plane,
         }
 
-    def _weight_fields(self, op: Op, use: "Use") -> dict[str, int]:
+    def _place_of_weights(self, op: Op, use: "Use | None") -> dict[str, int]:
+        """In blocks of descriptor ``use``, or pinned."""
+        if use is not None:
+            return {"w_layer": use.number, "w_tile": op.segment.first_tile, "w_keep": int(op.keep)}
+        assert self.pinned is not None
+        shape, segment = self.plan.shape, op.segment
+        block, _ = self.step.weights[self.c].descriptors[segment.descriptor]
+        first = block * BLOCK_TILES + segment.first_tile
+        groups = segment.groups[1] - segment.groups[0]
+        return {
+            "w_resident": 1, "w_base": self.pinned + first * shape.tile_words,
+            "w_tile_stride": shape.tile_words,
+            "w_group_stride": segment.tiles // groups * shape.tile_words,
+        }
+
+    def _weight_fields(self, op: Op, use: "Use | None") -> dict[str, int]:
         layer = self.step.layer
         shape = self.plan.shape
         mode = WeightMode.INT4 if shape.packed else WeightMode.ROW
         if shape.diagonal:
             mode = WeightMode.ROW_TAP if shape.tapped else WeightMode.DIAGONAL
         return {
-            "w_layer": use.number, "w_tile": op.segment.first_tile, "w_keep": int(op.keep),
-            "w_mode": int(mode),
+            **self._place_of_weights(op, use), "w_mode": int(mode),
             "a_signed": int(layer.x_signed), "a_zero": int(layer.x_zero),
             "w_signed": int(layer.weight_signed), "w_zero": int(layer.weight_zero),
             "first": int(op.first), "last": int(op.last),

@@ -148,6 +148,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
             "constants": 16 * sum(r.constant_words for r in program.rooflines), **footprint,
         },
         "traffic_bytes": result["bytes"],
+        "initial_load_bytes": program.pinned_bytes,  # in `traffic_bytes`, too
         "cycles": result["cycles"],
         "stall_cycles": result["stalls"],
         "prefetch": result["prefetch"],

@@ -9,6 +9,7 @@ from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.hierarchy import HIERARCHY
 from sim.experiments.planning import PLANNING
 from sim.experiments.precision import PRECISION
+from sim.experiments.residency import RESIDENCY
 
 POLICIES = ("double_buffer", "demand", "run_ahead", "next_layer", "oracle")
 
@@ -91,6 +92,7 @@ EXPERIMENTS = {
             findings=_fusion_findings,
         ),
         PRECISION,
+        RESIDENCY,
         EMBEDDINGS,
         HIERARCHY,
         PLANNING,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of weights that stay in the scratchpads from step to step."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+from emu.network.layers import Network
+from emu.network.transformers import decoder
+from sim.experiments.framework import Case, Experiment
+
+WIDTH, LAYERS, HEADS, CACHED = 256, 2, 4, 16
+"""A decoder whose weights, 1.5 MiB, fill 96 KiB of each of sixteen scratchpads."""
+
+
+@cache
+def _network(width: int, layers: int, heads: int, cached: int, steps: int) -> Network:
+    return decoder(f"decoder:{steps}", 7, layers=layers, width=width, heads=heads, cached=cached,
+                   steps=steps)
+
+
+def _cases(quick: bool) -> list[Case]:
+    chip = "small" if quick else "base"
+    shape = (64, 2, 4, 13) if quick else (WIDTH, LAYERS, HEADS, CACHED)
+    counts, sizes = ((1, 4), (0, 24)) if quick else ((1, 2, 4, 8, 16, 32, 64), (0, 24, 48, 72, 96))
+    cases = [
+        Case(
+            f"{size} KiB a tile pinned" if size else "streamed", f"{steps} steps", "tiny.decode",
+            chip, (f"scratchpad.pinned_kib={size}",), is_baseline=size == 0, samples=steps,
+            network=partial(_network, *shape, steps),
+        )
+        for steps in counts for size in sizes
+    ]
+    if quick:
+        return cases
+    return cases + [
+        Case(f"{size} KiB a tile pinned" if size else "streamed", "resnet50: every layer once",
+             "resnet50", "base", (f"scratchpad.pinned_kib={size}",), is_baseline=size == 0)
+        for size in (0, 128)
+    ]
+
+
+def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    bases = {row["group"]: row for row in rows if row["is_baseline"]}
+    found = []
+    for row in rows:
+        base, steps = bases[row["group"]], row["samples"]
+        read, before = row["traffic_bytes"]["hbm_read"], base["traffic_bytes"]["hbm_read"]
+        initial = row["initial_load_bytes"]
+        found.append(
+            f"{row['group']}, {row['case']}: {read / steps / 1024:,.1f} KiB read from HBM a step, "
+            f"{initial / 1024:,.1f} KiB of all of them once at the start ({read / before:.3f} of "
+            f"streaming; without that {(read - initial) / before:.3f}); "
+            f"{row['cycles'] / steps:,.0f} cycles a step"
+        )
+    return found
+
+
+RESIDENCY = Experiment(
+    name="residency",
+    idea="weights stay in the scratchpads of the tiles that use them, step after step",
+    baseline="the same machine, weights streamed from HBM in every step, prefetched; the frames "
+    "have all the room that nothing else needs",
+    cases=_cases,
+    null_case="one step: what is loaded once is used once",
+    losing_case="resnet50: every layer is used once, and pinned weights take the room of "
+    "activations and frames",
+    findings=_findings,
+)
