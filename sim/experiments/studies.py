@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The studies by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
+from emu.network.layers import Network
+from emu.network.transformers import Stack, encoder
 from sim.experiments.embeddings import EMBEDDINGS
 from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.hierarchy import HIERARCHY
@@ -22,15 +25,45 @@ def _cycles(row: Mapping[str, Any]) -> float:
     return row["cycles"]
 
 
+@cache
+def _feed_forward(rows: int) -> Network:
+    """GPT-2's feed-forward parts of two blocks on ``rows`` tokens."""
+    net = Stack.create(f"gpt2 feed-forward:{rows}", 11)
+    x = net.input("x", (1, 768, 1, rows))
+    for block in range(2):
+        y = net.linear(f"block{block}.ffn1", x, 3072, activation=True)
+        x = net.linear(f"block{block}.ffn2", y, 768, added=x)
+    return net.network(x)
+
+
+@cache
+def _bert_block() -> Network:
+    return encoder("bert block", 12, layers=1, width=768, heads=12, tokens=128)
+
+
 def _prefetch_cases(quick: bool) -> list[Case]:
-    workloads = (("tiny.conv3x3", "small"), ("tiny.residual", "small")) if quick else (
-        ("resnet50.res4_3x3", "base"), ("bert_base.ffn1", "base"), ("gpt2.decode_ffn", "base"),
-        ("resnet50", "base"))
-    return [
-        Case(policy, workload, workload, chip, (f"prefetch.policy={policy}",),
-             is_baseline=policy == POLICIES[0])
-        for workload, chip in workloads for policy in POLICIES
+    workloads: list[tuple[str, str, str, Callable[[], Network] | None]] = [
+        ("tiny.conv3x3", "tiny.conv3x3", "small", None),
+        ("tiny.residual", "tiny.residual", "small", None),
+    ] if quick else [
+        ("resnet50.res4_3x3: one layer", "resnet50.res4_3x3", "base", None),
+        ("BERT block, 128 tokens", "tiny.transformer", "base", _bert_block),
+        *((f"GPT-2 decode, two feed-forward parts, batch {rows}", "tiny.transformer", "base",
+           partial(_feed_forward, rows)) for rows in (1, 8, 32)),
+        ("resnet50", "resnet50", "base", None),
     ]
+    cases = []
+    for group, workload, chip, network in workloads:
+        cases += [
+            Case(policy, group, workload, chip, (f"prefetch.policy={policy}",), network=network,
+                 is_baseline=policy == POLICIES[0])
+            for policy in POLICIES
+        ]
+        if quick or "GPT-2" in group:
+            cases.append(Case("next_layer, threshold 128", group, workload, chip,
+                              ("prefetch.policy=next_layer", "prefetch.threshold=128"),
+                              network=network))
+    return cases
 
 
 def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
