@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from emu.allocator import Answer, Command
+from emu.errors import UserError
 from hdl.allocator.ports import answer_layout, command_layout
 from hdl.allocator.unit import Allocator
 from hdl.verilog import Design, generate
-from sim import runner
+from sim import doctor, runner
 from sim.errors import RunError
 from sim.streams import pack, unpack
 
@@ -40,8 +41,12 @@ def play(
 
     Raises
     ------
+    UserError: If the simulator is not installed.
     RunError: If the build fails or the unit does not answer.
     """
+    missing = doctor.missing_for(simulator)
+    if missing:
+        raise UserError(f"simulator {simulator} needs {' and '.join(missing)}: install first")
     layouts = command_layout(words, areas), answer_layout(words, areas)
     packed = [pack(layouts[0], asdict(command)) for command in commands]
     design = _design(words, areas)

@@ -95,7 +95,7 @@ async def check(dut, sizes, commands, p_wait, rng) -> Model:
     return model
 
 
-@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.test(timeout_time=4, timeout_unit="ms")
 @cocotb.parametrize(mode=list(Mode), p_wait=[0.0, 0.4])
 async def random(dut, mode, p_wait):
     sizes, rng = SIZES[os.environ["HEADRACE_VARIANT"]], np.random.default_rng(cocotb.RANDOM_SEED)
