@@ -111,7 +111,7 @@ class StorageDevice(wiring.Component):
         place = Cat(self.writes.payload.index, target)
         top = (self._storage.pages * self._storage.page_words).bit_length() - 1
         sent, stored = words.valid & words.ready, self.writes.valid & self.writes.ready
-        m.submodules.cells = cells.instance(
+        m.submodules.medium = cells.instance(
             self.dump, address[:top], read_data, stored, place[:top], self.writes.payload.data)
         m.d.comb += [
             self.due.eq(head.payload.due),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page cache's prefetch pointer, without a simulator: order, what is passed over, its end."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from amaranth.sim import Simulator
 
@@ -10,6 +13,8 @@ from hdl.storage.device import StorageDevice
 from hdl.storage.packets import REGION_BITS
 from hdl.storage.pointer import FARTHEST, PagePointer
 from hdl.storage.tier import StorageTier
+from hdl.verilog import generate
+from tests.hdl.test_verilog import call, verilator
 
 REGIONS = [
     # first, pages, child, frequency, optional, scattered
@@ -132,3 +137,12 @@ def test_the_tier_is_for_verilog_only():
     with pytest.raises(TypeError, match="StorageDevice holds Verilog cells"):
         StorageDevice(Storage()).elaborate(None)
     assert StorageTier(Config()).now.shape().width == 32
+
+
+def test_verilator_lint(tmp_path):
+    design = generate(StorageTier(Config()), "storage_tier", twins=False, fields=False)
+    for name, text in design.files.items():
+        (tmp_path / name).write_text(text)
+    waivers = Path(__file__).parents[2] / "hdl" / "waivers.vlt"
+    call(verilator(), "--lint-only", "-Wall", shutil.copy(waivers, tmp_path), *design.files,
+         "--top-module", "storage_tier", cwd=tmp_path)

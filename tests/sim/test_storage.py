@@ -8,6 +8,7 @@ import pytest
 from emu.config import load_config
 from emu.errors import UserError
 from emu.storage import Decode, decode, demand_cache
+from sim.errors import RunError
 from sim.experiments.hierarchy import HIERARCHY, MACHINE, TierCase, _design
 from sim.storage.run import Play, conserved, play
 
@@ -16,6 +17,7 @@ SHAPE = Decode(layers=2, dense=5, cache=1, experts=4, expert_pages=2, chosen=2, 
 
 
 def machine(policy="demand", **storage):
+    """A small cache before quick storage, or what ``storage`` says."""
     sizes = {"latency": 2000, "cache_pages": 12, **storage}
     return load_config("base", [
         *MACHINE, f"prefetch.policy={policy}", "prefetch.depth=8",
@@ -85,6 +87,24 @@ def test_a_lost_byte_is_seen():
         assert any(problem.startswith(text) for problem in conserved(config, references, broken))
     assert conserved(config, references, {**result, "wrong_words": 1}) == [
         "wrong words stored: 1 instead of 0"]
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "right", "wrong", "message"), [
+    # Storage keeps a wrong bit of what is written back.
+    ("headrace_storage_cells.v", "cells[write_address] = write_data;",
+     "cells[write_address] = write_data ^ 1;", "wrong words stored: "),
+    # The device gives a page's first words twice.
+    ("headrace_storage_cells.v", "assign read_data = cells[read_address];",
+     "assign read_data = cells[read_address & ~128];", "mismatches: "),
+])
+def test_a_fault_is_seen(file, right, wrong, message):
+    made = _design()
+    assert right in made.files[file]
+    files = {**made.files, file: made.files[file].replace(right, wrong)}
+    with pytest.raises(RunError, match=f"the run is not consistent: .*{message}"):
+        play(machine(), decode(SHAPE), made=replace(made, files=files))
 
 
 def test_what_does_not_fit_is_refused_before_a_build():
