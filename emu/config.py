@@ -144,6 +144,10 @@ class Hbm(Section):
         0, ge=0, le=128, description="least rows of an embedding bag that the channels sum; 0: "
         "they have no adders"
     )
+    edge_kib: int = Field(
+        0, ge=0, description="KiB of one scratchpad for constants at the edge of the mesh, shared "
+        "by all tiles and spread over the channels; a power of two, or none"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Hbm":
@@ -151,6 +155,9 @@ class Hbm(Section):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"hbm.{name} must be a power of two, not {value}")
+        if self.edge_kib and (self.edge_kib & (self.edge_kib - 1) or self.edge_kib < self.channels):
+            raise ValueError("hbm.edge_kib must be 0 or a power of two, at least a KiB a channel, "
+                             f"not {self.edge_kib}")
         if self.mib > 512:
             raise ValueError(f"hbm.mib must be at most 512, not {self.mib}")
         for name in ("read_queue", "write_queue"):

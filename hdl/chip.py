@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from hdl.hbm.channel import HbmChannel
+from hdl.hbm.packets import LINE_BITS
 from hdl.macro import Macro, plain, plain_signature
 from hdl.packets import DownFlit, ReqFlit, UpFlit
 from hdl.ports import PrefetchControl
@@ -33,6 +34,8 @@ class Chip(wiring.Component):
     prefetch: Policy registers of all prefetch units.
     dump: A rising edge writes the DRAM arrays to files (simulation).
     step: Steps of the program that have begun in tile (0, 0): when layers begin.
+    edge_first: First line of every channel that the scratchpad at the edge keeps, only with
+        ``hbm.edge_kib``.
     status: Eight bits per tile, see `hdl.tile.Tile`.
     storage_req, storage_up, storage_down, storage_up_in: The storage port on the west edge of
         row 0, only when ``storage.enabled``.
@@ -47,6 +50,8 @@ class Chip(wiring.Component):
             "done_tiles": Out(tiles), "error_tiles": Out(tiles),
             "error_channels": Out(config.hbm.channels), "step": Out(STEP_BITS),
         }
+        if config.hbm.edge_kib:
+            members["edge_first"] = In(LINE_BITS)
         if config.storage.enabled:
             members |= {
                 "storage_req": Out(stream.Signature(ReqFlit)),
@@ -111,6 +116,8 @@ class Chip(wiring.Component):
             channel.join("write", tile, f"up_out_{side}")
             tile.join(f"down_in_{side}", channel, "down")
             m.d.comb += [channel.channel.eq(number), channel.dump.eq(self.dump)]
+            if config.hbm.edge_kib:
+                m.d.comb += channel.edge_first.eq(self.edge_first)
             channels.append(channel)
         return channels
 

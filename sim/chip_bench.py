@@ -59,6 +59,8 @@ async def workload(dut):
     dut.prefetch__policy.value = job["policy"]
     dut.prefetch__depth.value = job["depth"]
     dut.prefetch__threshold.value = job["threshold"]
+    if job.get("edge_first") is not None:
+        dut.edge_first.value = job["edge_first"]
     # Icarus trusts cocotb's writes here, so inputs change half a cycle away from the clock's edge.
     await ClockCycles(dut.clk, RESET_CYCLES)
     await FallingEdge(dut.clk)

@@ -137,6 +137,7 @@ def _simulate(
             "depth": config.prefetch.depth,
             "threshold": config.prefetch.threshold,
             "cycle_limit": limit,
+            "edge_first": program.constants_line if config.hbm.edge_kib else None,
             "counters": runner.counter_paths(design, options.simulator, wave_format),
             "result": str(workdir / "result.json"),
             "profile": options.profile,

@@ -107,6 +107,7 @@ class Program:
         (those that lie there) and ``scratchpad`` (a tile's areas beside its parameter frames).
     network: what was compiled, if it has graph tensors; else inputs and outputs go by layer tensor.
     dump_words: words per channel that hold everything `outputs` reads.
+    constants: First word behind the activations: from there on HBM is only read.
     pinned_bytes: Of weights that are loaded once, at the start, for all steps that use them.
     """
 
@@ -123,6 +124,13 @@ class Program:
     memories: dict[str, tuple[Item, ...]] = field(default_factory=dict)
     network: Network | None = None
     pinned_bytes: int = 0
+    constants: int = 0
+
+    @property
+    def constants_line(self) -> int:
+        """First 64-byte line of every channel from which on it is only read."""
+        row = self.config.hbm.channels * SEGMENT_WORDS
+        return -(-self.constants // row) * SEGMENT_WORDS // 4
 
     @property
     def planned_read_bytes(self) -> int:
@@ -279,6 +287,7 @@ def compile_network(
         memory.allocate(config.mesh.tiles, "the directory")
         in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
         tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
+        constants = memory.used
         try:
             steps = _steps(memory, layers, choices, tensors)
             break
@@ -309,7 +318,7 @@ def compile_network(
                                     int(k not in again) if k in pins.bases else None)
             for k, step in enumerate(steps)
         ),
-        pinned_bytes=WORD_BYTES * pins.initial_words,
+        pinned_bytes=WORD_BYTES * pins.initial_words, constants=constants,
         layer_names=tuple(layer.name for layer in layers),
         memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed),
         network=network if isinstance(network, Network) else None,

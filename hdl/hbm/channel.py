@@ -12,7 +12,8 @@ from hdl.fifo import Fifo
 from hdl.hbm import array
 from hdl.hbm.checker import Checker, Rule
 from hdl.hbm.controller import HbmController
-from hdl.hbm.packets import ColumnBus, RowBus
+from hdl.hbm.edge import EdgeScratchpad
+from hdl.hbm.packets import LINE_BITS, ColumnBus, RowBus
 from hdl.hbm.requests import Ack, Requests
 from hdl.hbm.write_assembler import WriteAssembler
 from hdl.macro import MacroLibrary
@@ -35,6 +36,7 @@ class HbmChannel(wiring.Component):
     Members
     -------
     channel: Number of the pseudo-channel: names its image and dump files.
+    edge_first: First line that its `EdgeScratchpad` keeps, only with ``hbm.edge_kib``.
     request: Reads. ``write``: ``Kind.WRITE`` flits. ``down``: Words and acknowledgements.
     dump: A rising edge writes the array to its file; only when ``idle``.
     idle: Nothing was queued, assembled or on its way in the cycle before.
@@ -58,6 +60,8 @@ class HbmChannel(wiring.Component):
             "down": Out(stream.Signature(DownFlit)),
             "dump": In(1), "idle": Out(1), "error": Out(1), "rule": Out(Rule),
         }
+        if config.hbm.edge_kib:
+            members["edge_first"] = In(LINE_BITS)
         if debug:
             members |= {"row": Out(RowBus), "column": Out(ColumnBus)}
         super().__init__(members)
@@ -79,8 +83,17 @@ class HbmChannel(wiring.Component):
 
         connect(m, flipped(self.request), requests.request)
         connect(m, flipped(self.write), assembler.i)
-        connect(m, requests.lines, controller.read)
-        connect(m, controller.words, requests.words)
+        edge = None
+        if hbm.edge_kib:
+            m.submodules.edge_scratchpad = edge = EdgeScratchpad(self._config)
+            connect(m, requests.lines, edge.lines)
+            connect(m, edge.read, controller.read)
+            connect(m, controller.words, edge.words)
+            connect(m, edge.o, requests.words)
+            m.d.comb += edge.first.eq(self.edge_first)
+        else:
+            connect(m, requests.lines, controller.read)
+            connect(m, controller.words, requests.words)
         connect(m, acks.o, requests.acks)
         connect(m, requests.down, flipped(self.down))
         flushed = assembler.o
@@ -98,9 +111,12 @@ class HbmChannel(wiring.Component):
             controller.starved.eq(assembler.starved),
             checker.row.eq(phy.row),
             checker.column.eq(phy.column),
-            self.error.eq(checker.error),
+            self.error.eq(checker.error | (edge.error if edge else 0)),
             self.rule.eq(checker.rule),
         ]
+        if edge:
+            m.d.comb += [edge.written.eq(flushed.valid & flushed.ready),
+                         edge.line.eq(flushed.payload.write.line)]
         m.d.sync += self.idle.eq(requests.idle & assembler.idle & controller.idle)
         if self._debug:
             m.d.comb += [self.row.eq(phy.row), self.column.eq(phy.column)]
