@@ -247,6 +247,9 @@ class Storage(Section):
     bytes_per_cycle: int = Field(4, ge=1, le=16, description="of the medium, reads and writes")
     queue: int = Field(64, ge=1, le=64, description="page reads outstanding in the device")
     cache_pages: int = Field(256, ge=8, le=1024, description="page frames in HBM")
+    replacement: Literal["ring", "random"] = Field(
+        "ring", description="which frame is refilled: the oldest, or any"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Storage":

@@ -6,7 +6,7 @@ law. Their models are exact where nothing depends on time: which pages are fetch
 fewest that any cache could fetch, when a device answers, what is stored in the end.
 """
 
-from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,19 +170,38 @@ class Transfers:
     flushed: int
 
 
-def demand_cache(references: References, frames: int) -> Transfers:
-    """What the page cache does under policy ``demand``: frames are refilled in ring order."""
-    held: OrderedDict[int, bool] = OrderedDict()
+def random_numbers() -> Iterator[int]:
+    """What the page cache draws frames from: a 16-bit xorshift register (G. Marsaglia, 2003)."""
+    state = 1
+    while True:
+        state ^= state << 7 & 0xFFFF
+        state ^= state >> 9
+        state ^= state << 8 & 0xFFFF
+        yield state
+
+
+def demand_cache(references: References, frames: int, replacement: str = "ring") -> Transfers:
+    """What the page cache does under policy ``demand``."""
+    pages: list[int] = []
+    dirty: dict[int, bool] = {}
+    numbers, victim = random_numbers(), 0
     fills = evictions = write_backs = 0
     for page, write in zip(references.page.tolist(), references.write.tolist(), strict=True):
-        if page not in held:
+        if page not in dirty:
             fills += 1
-            if len(held) == frames:
+            number = next(numbers)
+            if len(pages) == frames:
                 evictions += 1
-                write_backs += held.popitem(last=False)[1]
-            held[page] = False
-        held[page] |= write
-    return Transfers(fills, evictions, write_backs, sum(held.values()))
+                write_backs += dirty.pop(pages[victim])
+                pages[victim] = page
+            else:
+                pages.append(page)
+            dirty[page] = False
+            # The next frame is chosen after the fetch.
+            random = replacement == "random" and len(pages) == frames
+            victim = number * frames >> 16 if random else fills % frames
+        dirty[page] |= write
+    return Transfers(fills, evictions, write_backs, sum(dirty.values()))
 
 
 def fewest_fills(references: References, frames: int) -> int:

@@ -33,10 +33,14 @@ StorageRequest = data.StructLayout({"write": 1, "page": PAGE_BITS, "frame": FRAM
 """Read or write ``page``; the words of a read carry ``frame``."""
 
 StorageControl = wiring.Signature(
-    {"latency": Out(20), "page_cycles": Out(15), "frames": Out(FRAME_BITS + 1)}
+    {
+        "latency": Out(20), "page_cycles": Out(15), "frames": Out(FRAME_BITS + 1),
+        "random": Out(1),
+    }
 )
 """The tier's registers: inputs, so that one simulator build serves every study. Cycles until a
-page read begins to come, cycles that the medium needs for a page, page frames in HBM."""
+page read begins to come, cycles that the medium needs for a page, page frames in HBM, whether they
+are refilled in random order."""
 
 
 def index_bits(storage: Storage) -> int:

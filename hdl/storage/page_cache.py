@@ -65,11 +65,11 @@ class PageCache(wiring.Component):
 
     A table entry only names a frame; the frame's state says whether it holds that page. One client
     holds at most one page: from the transfer of ``lookup`` to ``release``. Frames are refilled in
-    ring order; the held one, pages on their way and prefetched pages whose turn has not come are
-    passed over; a lookup may replace one of the latter after a fruitless turn. The turn of a page
-    that was prefetched d pages ahead is d lookups later: if it is not used then, the program went
-    another way. A dirty page is written back before its frame is refilled, and nothing else is
-    decided meanwhile.
+    ring order, or each time from a random frame on once all are filled; the held one, pages on
+    their way and prefetched pages whose turn has not come are passed over; a lookup may replace one
+    of the latter after a fruitless turn. The turn of a page that was prefetched d pages ahead is d
+    lookups later: if it is not used then, the program went another way. A dirty page is written
+    back before its frame is refilled, and nothing else is decided meanwhile.
 
     Latency: a lookup of a page that is there takes two cycles if the controller is idle; a
     candidate two cycles, and one for each frame passed over if it is fetched. Arrivals go before
@@ -132,6 +132,7 @@ class PageCache(wiring.Component):
         self._sweep = Signal(PAGE_BITS + 1)
         self._held, self._holding, self._missed = Signal(FRAME_BITS), Signal(), Signal()
         self._looked = Signal(TURN_BITS)
+        self._random, self._filled = Signal(16, init=1), Signal(FRAME_BITS + 1)
         # No candidate finds a frame until something changes.
         self._full, self._flushing = Signal(), Signal()
         self._ports(m)
@@ -274,6 +275,21 @@ class PageCache(wiring.Component):
         last = self._victim + 1 >= self.control.frames
         m.d.sync += self._victim.eq(Mux(last, 0, self._victim + 1))
 
+    def _jump(self, m):
+        """After a fetch the next search begins at a random frame: an xorshift register steps."""
+        frames, any_frame = self.control.frames, Signal(FRAME_BITS)
+        steps = [self._random]
+        for shift in (7, -9, 8):
+            before = steps[-1]
+            moved = before << shift if shift > 0 else before >> -shift
+            steps.append(before ^ moved[:16])
+        m.d.comb += any_frame.eq((steps[-1] * frames) >> 16)
+        m.d.sync += self._random.eq(steps[-1])
+        with m.If(self._filled + 1 < frames):
+            m.d.sync += self._filled.eq(self._filled + 1)
+        with m.Elif(self.control.random):
+            m.d.sync += self._victim.eq(any_frame)
+
     def _do_clean(self, m):
         """Request the write, then read the frame."""
         seen, cleaner = self._view.data, self._cleaner
@@ -309,6 +325,7 @@ class PageCache(wiring.Component):
                 self._pointer.step.eq(~self._demand),
             ]
             self._next(m)
+            self._jump(m)
             m.d.sync += self._state.eq(State.IDLE)
 
     def _do_complete(self, m):

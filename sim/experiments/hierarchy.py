@@ -54,7 +54,7 @@ def _cases(quick: bool) -> list[TierCase]:
     seeds = (1,) if quick else SEEDS
 
     def add(group: str, policies: Sequence[str], shape: Decode = shape, *,
-            seeds: Sequence[int] = seeds, **sizes: int) -> None:
+            seeds: Sequence[int] = seeds, **sizes: int | str) -> None:
         """``policies``: name, then depth, then threshold."""
         for text in policies:
             name, depth, threshold = (text.split() + ["32", "0"])[:3] if " " in text else (
@@ -84,6 +84,7 @@ def _cases(quick: bool) -> list[TierCase]:
         add(f"latency {latency:,} cycles", (*sweep, "next_layer 32 0"), latency=latency)
     for kib in (512, 2048):
         add(f"cache {kib} KiB", few, cache_pages=kib // 4)
+    add("random replacement, 1 MiB", few, replacement="random")
     for zipf in (0.0, 0.5):
         add(f"Zipf {zipf}", few, replace(shape, zipf=zipf))
     add("plain chain, 2 MiB of weights", (*sweep, "next_layer 32 0", "next_layer 32 250"), CHAIN,

@@ -114,7 +114,8 @@ def _simulate(config, references, options, build, number, workdir) -> int:
     made, folder = build
     registers = {
         "control__latency": storage.latency, "control__page_cycles": storage.page_cycles,
-        "control__frames": storage.cache_pages, "leap": int(options.leap),
+        "control__frames": storage.cache_pages,
+        "control__random": int(storage.replacement == "random"), "leap": int(options.leap),
         "exact": int(options.exact), "prefetch__policy": number,
         "prefetch__depth": prefetch.depth, "prefetch__threshold": prefetch.threshold,
     }

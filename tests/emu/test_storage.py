@@ -17,6 +17,7 @@ from emu.storage import (
     fewest_fills,
     final_image,
     initial_image,
+    random_numbers,
 )
 
 SMALL = Decode(layers=2, dense=3, cache=1, experts=3, expert_pages=2, chosen=1, table=4, rows=2,
@@ -85,6 +86,15 @@ def test_a_ring_of_frames():
     # 4 takes the frame of 1, which was written, 1 that of 2, 2 that of 3.
     assert (found.fills, found.evictions, found.write_backs, found.flushed) == (6, 3, 1, 1)
     assert demand_cache(stream([5, 6, 5, 6]), 2).evictions == 0
+
+
+def test_random_frames_keep_part_of_a_loop():
+    loop = stream(list(range(40)) * 50)
+    ring, random = (demand_cache(loop, 32, kind).fills for kind in ("ring", "random"))
+    assert ring == len(loop) and fewest_fills(loop, 32) < random < 0.6 * len(loop)
+    # Of 65,535 states each comes once.
+    numbers = list(itertools.islice(random_numbers(), 65_535))
+    assert len(set(numbers)) == 65_535 and 0 not in numbers
 
 
 def test_fewest_fills_is_what_the_best_of_all_choices_reaches():

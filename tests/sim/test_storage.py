@@ -32,8 +32,9 @@ def played(policy="demand", *, exact=False, leap=True, shape=SHAPE, **storage):
 @pytest.mark.rtl
 def test_demand_moves_what_the_model_says():
     references = decode(SHAPE)
-    for frames in (8, 12, 30):
-        found, want = played(cache_pages=frames)["cache"], demand_cache(references, frames)
+    for frames, replacement in ((8, "ring"), (12, "random"), (30, "ring")):
+        found = played(cache_pages=frames, replacement=replacement)["cache"]
+        want = demand_cache(references, frames, replacement)
         assert (found["fills"], found["evictions"], found["write_backs"]) == (
             want.fills, want.evictions, want.write_backs + want.flushed)
         assert found["hits"] == len(references) - want.fills

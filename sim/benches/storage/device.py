@@ -69,7 +69,8 @@ class Bench:
         self.came: list[int] = []
 
     async def start(self):
-        control = {"latency": STORAGE.latency, "page_cycles": STORAGE.page_cycles, "frames": 8}
+        control = {"latency": STORAGE.latency, "page_cycles": STORAGE.page_cycles, "frames": 8,
+                   "random": 0}
         for name, value in control.items():
             getattr(self.dut, f"control__{name}").value = value
         Clock(self.dut.clk, 1, unit="ns").start()
