@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from emu.compute_model import DEPTHWISE
 from emu.golden_compute import group_sums
 from emu.golden_move import moved_words
 from emu.interpreter import Interpreter, ProgramError
@@ -82,12 +83,13 @@ def test_words_for_tiles_that_nobody_awaits_are_seen():
         run(image, values=False, eager=False)
 
 
-SIZES = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1, WeightMode.INT4: 8}
+SIZES = {WeightMode.ROW: 16, WeightMode.COLUMN: 16, WeightMode.DIAGONAL: 1, WeightMode.INT4: 8,
+         WeightMode.ROW_TAP: 3}
 
 
 def compute(mode, **fields):
     """Two output groups of a 1x2 kernel over three pixels, weights resident from word 200."""
-    groups = 1 if mode == WeightMode.DIAGONAL else 2
+    groups = 1 if mode in DEPTHWISE else 2
     f = dict.fromkeys(("y0", "x0", "dy", "dx", "first_x", "w_keep", "residual_valid"), 0)
     return f | {
         "base": 0, "plane": 8, "row": 8, "step": 1, "height": 1, "width": 4, "sy": 1, "sx": 1,
