@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from emu.config import SEGMENT_WORDS
-from emu.isa import Opcode
+from emu.isa import ABSENT, Opcode
 
 NEAR_WORDS = 1 << 16
 """Scratchpad addresses wrap at this."""
@@ -66,11 +66,15 @@ def load_requests(
 ) -> list[tuple[int, int, int]]:
     """(global address, words, first scratchpad word) of a LOAD's requests, in order.
 
-    A request is a run's largest piece within one segment.
+    A request is a run's largest piece within one segment. Runs of `ABSENT` numbers make none.
     """
     requests = []
-    for near, far in zip(*(a.tolist() for a in move_runs(fields, indices)), strict=True):
+    runs = zip(*(a.tolist() for a in move_runs(fields, indices)), strict=True)
+    turn = max(1, fields.get("count0", 0) * fields.get("count1", 0))
+    for number, (near, far) in enumerate(runs):
         left = fields.get("run", 0)
+        if fields.get("gather") and indices is not None and indices[number // turn] == ABSENT:
+            continue
         while left:
             words = min(left, SEGMENT_WORDS - far % SEGMENT_WORDS)
             requests.append((far, words, near))

@@ -33,6 +33,7 @@ from emu.config import (
     interleaved,
 )
 from emu.isa import (
+    ABSENT,
     COMMAND_BYTES,
     COMMAND_WORDS,
     QUEUE_OF,
@@ -286,24 +287,44 @@ class Interpreter:
             near = sum_addresses(fields)
         far = interleaved(self.config, far)
         self._check(tile, near, len(tile.written), "LOAD to scratchpad")
-        self._check(tile, far, len(self.words), "LOAD from HBM")
-        self.counts.load_words += len(far)
-        self.pending.append(partial(self._loaded, fields, near, far, receivers))
+        here = self._present(tile, fields, len(far))
+        self._check(tile, far[here], len(self.words), "LOAD from HBM")
+        self.counts.load_words += int(here.sum())
+        self.pending.append(partial(self._loaded, fields, near, far, here, receivers))
+
+    def _present(self, tile: Tile, fields: Fields, words: int) -> NDArray[np.bool_]:
+        """Which of a LOAD's words are loaded: not those whose number is `ABSENT`."""
+        numbers = self._numbers(tile, fields) if fields["gather"] else np.zeros(0)
+        if not (numbers == ABSENT).any():
+            return np.ones(words, bool)
+        if receivers := set(tiles_of(fields["rect"])) - {(tile.x, tile.y)}:
+            raise ProgramError(f"{tile.name}: LOAD of absent rows for {len(receivers)} other tiles")
+        return np.repeat(numbers != ABSENT, words // len(numbers))
 
     def _addresses(self, tile: Tile, f: Fields) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Scratchpad and far words of a move, in order. Without values, index lists are all 0."""
         indices = None
         if f["gather"]:
-            words = f["gather_base"] + np.arange(-(-f["count2"] // 4))
-            self._check(tile, words, len(tile.written), "index list")
-            self._check_written(tile, words, "gather")
-            indices = np.zeros(f["count2"], np.int64)
-            if self.values:
-                indices[:] = tile.data[words].reshape(-1).view(np.uint32)[: f["count2"]]
+            indices = self._numbers(tile, f)
         return f["scratchpad"] + offsets(f, "s"), f["far"] + offsets(f, "f", indices)
 
-    def _loaded(self, fields: Fields, near: NDArray, far: NDArray, receivers) -> None:
-        words = self.words[far] if self.values else None
+    def _numbers(self, tile: Tile, f: Fields) -> NDArray[np.int64]:
+        """The index list of a move. Without values it is all 0."""
+        words = f["gather_base"] + np.arange(-(-f["count2"] // 4))
+        self._check(tile, words, len(tile.written), "index list")
+        self._check_written(tile, words, "gather")
+        numbers = np.zeros(f["count2"], np.int64)
+        if self.values:
+            numbers[:] = tile.data[words].reshape(-1).view(np.uint32)[: f["count2"]]
+        return numbers
+
+    def _loaded(
+        self, fields: Fields, near: NDArray, far: NDArray, here: NDArray[np.bool_], receivers
+    ) -> None:
+        words = None
+        if self.values:
+            words = self.words[np.where(here, far, 0)]
+            words[~here] = self.tiles[receivers[0]].data[near[~here]] if not here.all() else 0
         if fields["sum"] and words is not None:
             words = sum_words(fields, words)
         self._deliver("LOAD", fields, near, words, receivers)
@@ -340,7 +361,9 @@ class Interpreter:
     def _store(self, tile: Tile, fields: Fields) -> None:
         near, far = self._addresses(tile, fields)
         self._check(tile, near, len(tile.written), "STORE from scratchpad")
-        self._check_written(tile, near, "STORE")
+        tile.scatters |= bool(fields["gather"] and fields["to_tiles"])
+        if self.values or not tile.scatters:  # without values nobody knows where words went
+            self._check_written(tile, near, "STORE")
         if fields["to_tiles"]:
             self._check(tile, far, len(tile.written), "STORE to tiles")
             words = tile.data[near] if self.values else None

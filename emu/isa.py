@@ -167,6 +167,10 @@ MOVE: Fields = (
 )
 
 
+ABSENT = 0xFFFFFFFF
+"""In the list of a LOAD's outermost loop: nothing is loaded, though its words count as arrived."""
+
+
 class VectorOp(IntEnum):
     MAX_POOL = 0
     """Window maximum, int8."""
@@ -191,6 +195,20 @@ class VectorOp(IntEnum):
     """The numbers of the k <= 8 largest values, ties to the lower one, as uint32 in 1 or 2 words at
     out + p*out_step (0 fills them up); with b_mode = 1 also the values' bytes, in one word at
     b_base + p*b_step."""
+    # Of lists of numbers below 16, `k` <= 4 uint32 a word: word p of `pixels` at base + p*step.
+    DISTINCT = 9
+    """The numbers that occur in the words, rising, each alone in a word at out, out + 1, ...;
+    `groups` words, of which those left over hold `ABSENT`. With ``causal`` all below `channels`."""
+    RETAIN = 11
+    """The same with slots that keep what they hold. Slot d of `groups` <= 16 is the word at
+    ``b_base`` + d: its number or `ABSENT`, alone. Numbers that occur and are in no slot take those
+    whose numbers do not occur, rising, beginning with the slot that word ``table`` names, and round
+    after the last; that word becomes the slot after the last taken. ``out`` + d: the number that
+    slot d now awaits, or `ABSENT` if it held it before or is free. All must find room."""
+    PLACES = 10
+    """Where in the lists the number at ``b_base`` is: of word p, p*k + j if its place j holds it,
+    else pixels*k; with ``b_mode`` = 1 of every place (k = 1, 2, 4), that or pixels*k. Four uint32 a
+    word from out on, the last word filled up with pixels*k."""
 
 
 VECTOR: Fields = (

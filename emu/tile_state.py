@@ -70,6 +70,8 @@ class Tile:
     accumulators: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     pushes: deque = field(default_factory=deque)
     """Words for other tiles, on their way in order."""
+    scatters: bool = False
+    """It has stored to tiles by a list."""
     done: bool = False
 
     @property

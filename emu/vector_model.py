@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.isa import VectorOp
+from emu.isa import ABSENT, VectorOp
 from emu.normalise import CHANNELS_LIMIT, EPSILON_LIMIT, NormParameters, normalise
 from emu.requantise import add_by_table, from_bytes, lookup, multiply, requantise, to_bytes
 from emu.softmax import FACTOR_LIMIT, softmax
@@ -30,9 +30,13 @@ TWO = (VectorOp.ADD, VectorOp.MULTIPLY)
 NORMS = (VectorOp.LAYER_NORM, VectorOp.RMS_NORM)
 ROWS = (VectorOp.SOFTMAX, *NORMS, VectorOp.TOP_K)
 """Operations on the channels of each pixel."""
-MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE, *ROWS)
+ROUTES = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN)
+"""Operations on lists of numbers."""
+MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE, *ROWS, *ROUTES)
 TOP_LIMIT = 8
 """Largest k."""
+PLACES, NUMBER_LIMIT = 4, 16
+"""Of a word of a list of numbers; those are below."""
 
 
 def tap_addresses(f: Fields) -> tuple[Index, NDArray[np.bool_]]:
@@ -75,6 +79,13 @@ def parameter_addresses(f: Fields) -> Index:
 def write_addresses(f: Fields) -> Index:
     """Words written, in order; of the last of two equal ones the value stays."""
     group, pixel = np.arange(f["groups"])[:, None], np.arange(f["pixels"])[None]
+    if f["op"] in ROUTES:
+        entries = f["pixels"] * (f["k"] if f["b_mode"] else 1)
+        count = -(-entries // PLACES) if f["op"] == VectorOp.PLACES else f["groups"]
+        where = f["out"] + np.arange(count)
+        if f["op"] == VectorOp.RETAIN:
+            where = np.concatenate([f["b_base"] + np.arange(count), where, [f["table"]]])
+        return where % SPACE
     if f["op"] == VectorOp.TOP_K:
         where = f["out"] + pixel * f["out_step"] + np.arange(-(-f["k"] // 4))[:, None]
         if f["b_mode"]:
@@ -87,6 +98,15 @@ def write_addresses(f: Fields) -> Index:
 def read_addresses(f: Fields) -> tuple[Index, Index]:
     """(address, output word it is read for) of all reads but the table's, in ascending order."""
     count = f["groups"] * f["pixels"]
+    if f["op"] in ROUTES:
+        address = (f["base"] + np.arange(f["pixels"]) * f["step"]) % SPACE
+        if f["op"] == VectorOp.PLACES:
+            address = np.append(f["b_base"], address)
+        word = np.full(len(address), len(write_addresses(f)) - 1)
+        if f["op"] == VectorOp.RETAIN:  # a slot is read before it or any other is written
+            slots = np.append(f["b_base"] + np.arange(f["groups"]), f["table"])
+            address, word = np.append(slots, address), np.append(np.zeros(len(slots), int), word)
+        return address % SPACE, word
     if f["op"] in ROWS:
         address, word = row_addresses(f).reshape(-1), np.arange(count)
         if f["op"] == VectorOp.TOP_K:  # words written: so many a row, when all of it was read
@@ -111,6 +131,12 @@ def unsupported(f: Fields) -> str | None:
     op = f["op"]
     if op not in MODELLED:
         return f"VECTOR has no operation {op}"
+    if op in ROUTES:
+        fits = 1 <= f["k"] <= PLACES and f["pixels"] and (f["groups"] or op == VectorOp.PLACES)
+        whole = not f["b_mode"] or PLACES % max(f["k"], 1) == 0
+        if op == VectorOp.RETAIN and f["groups"] > NUMBER_LIMIT:
+            return f"RETAIN in {f['groups']} slots, more than {NUMBER_LIMIT}"
+        return None if fits and whole else f"{VectorOp(op).name} of {f['k']} numbers a word"
     rows = op in ROWS
     for name in ("groups", "pixels", *(("channels",) if rows else ("kh", "kw", "out_width"))):
         if f[name] < 1:
@@ -153,8 +179,48 @@ def run_vector(f: Fields, data: Bytes) -> tuple[Index, Bytes]:
     """
     if reason := unsupported(f):
         raise ValueError(reason)
+    if f["op"] in ROUTES:
+        return write_addresses(f), _routes(f, data)
     compute = _words if f["op"] not in ROWS else _top if f["op"] == VectorOp.TOP_K else _rows
     return write_addresses(f), compute(f, data).reshape(-1, LANES)
+
+
+def _routes(f: Fields, data: Bytes) -> Bytes:
+    """Words of numbers that occur, or of where one is."""
+    where = (f["base"] + np.arange(f["pixels"]) * f["step"]) % SPACE
+    numbers = np.ascontiguousarray(data[where]).view(np.uint32)[:, : f["k"]]
+    found = np.arange(f["channels"]) if f["causal"] else np.unique(numbers % NUMBER_LIMIT)
+    if f["op"] == VectorOp.RETAIN:
+        return _retained(f, data, found)
+    if f["op"] == VectorOp.DISTINCT:
+        words = np.zeros((f["groups"], PLACES), np.uint32)
+        words[:, 0] = ABSENT
+        count = min(len(found), f["groups"])
+        words[:count, 0] = found[:count]
+        return words.view(np.uint8)
+    hit = numbers == data[f["b_base"]].view(np.uint32)[0]
+    nowhere, place = hit.size, np.arange(hit.size).reshape(hit.shape)
+    entries = np.where(hit, place, nowhere)
+    entries = entries.reshape(-1) if f["b_mode"] else entries.min(axis=1)
+    padded = np.full(-(-len(entries) // PLACES) * PLACES, nowhere, np.uint32)
+    padded[: len(entries)] = entries
+    return padded.view(np.uint8).reshape(-1, LANES)
+
+
+def _retained(f: Fields, data: Bytes, found: NDArray) -> Bytes:
+    """The slots' words, what each awaits, and the slot after the last that was taken."""
+    count = f["groups"]
+    held = data[f["b_base"] + np.arange(count)].view(np.uint32)[:, 0].copy()
+    pointer = first = int(data[f["table"], 0]) % NUMBER_LIMIT
+    awaits = np.full(count, ABSENT, np.uint32)
+    needed = [number for number in found.tolist() if number not in held]
+    for slot in ((first + i) % count for i in range(count)):
+        if needed and held[slot] not in found:
+            held[slot] = awaits[slot] = needed.pop(0)
+            pointer = (slot + 1) % count
+    words = np.zeros((2 * count + 1, PLACES), np.uint32)
+    words[:, 0] = [*held, *awaits, pointer]
+    return words.view(np.uint8)
 
 
 def _epsilon(f: Fields) -> int:

@@ -9,7 +9,7 @@ from emu.config import SEGMENT_WORDS, Config
 from hdl.counter import count
 from hdl.move_loops import LENGTH_BITS, MoveCommand, MoveLoops, Side
 from hdl.packets import ADDRESS_BITS, SPAD_BITS, HbmRequest, Kind
-from hdl.ports import ScratchpadRead
+from hdl.ports import Credit, ScratchpadRead
 
 
 class LoadEngine(wiring.Component):
@@ -30,6 +30,7 @@ class LoadEngine(wiring.Component):
     command: Stream of LOAD commands; the next may be given before the one before is done.
     done: One cycle per command, in order.
     request: To the network interface.
+    credit: Words of runs whose list entry is `ABSENT`, which count as arrived on their semaphore.
     read: Scratchpad port for index lists.
     busy: A command is in the engine.
     """
@@ -43,6 +44,7 @@ class LoadEngine(wiring.Component):
                 "command": In(stream.Signature(MoveCommand)),
                 "done": Out(1),
                 "request": Out(stream.Signature(HbmRequest)),
+                "credit": Out(stream.Signature(Credit)),
                 "read": Out(ScratchpadRead),
                 "busy": Out(1),
             }
@@ -59,6 +61,7 @@ class LoadEngine(wiring.Component):
         near, far, left = Signal(SPAD_BITS), Signal(ADDRESS_BITS), Signal(LENGTH_BITS)
         room, words = Signal(range(SEGMENT_WORDS + 1)), Signal(range(SEGMENT_WORDS + 1))
         fits, nothing, taken, finish = Signal(), Signal(), Signal(), Signal()
+        absent = Signal()
         request, row = self.request.payload, Signal(3)
         if sums:
             m.d.comb += [
@@ -69,8 +72,11 @@ class LoadEngine(wiring.Component):
             room.eq(SEGMENT_WORDS - far[:4]),
             fits.eq(left <= room),
             words.eq(Mux(fits, left[:5], room)),
-            nothing.eq(left == 0),
-            self.request.valid.eq(active & ~nothing),
+            nothing.eq((left == 0) | (absent & ~side.has_sem)),
+            self.request.valid.eq(active & ~nothing & ~absent),
+            self.credit.valid.eq(active & ~nothing & absent),
+            self.credit.payload.sem.eq(side.sem),
+            self.credit.payload.words.eq(left),
             request.address.eq(far),
             request.last.eq(words - 1),
             request.reply.rect.eq(side.rect),
@@ -80,7 +86,8 @@ class LoadEngine(wiring.Component):
             request.reply.source_x.eq(self.x),
             request.reply.source_y.eq(self.y),
             taken.eq(self.request.valid & self.request.ready),
-            finish.eq(active & fits & (nothing | self.request.ready)),
+            finish.eq(active & Mux(
+                absent, nothing | self.credit.ready, fits & (nothing | self.request.ready))),
             loops.o.ready.eq(~active | finish),
         ]
         with m.If(loops.o.ready):
@@ -88,7 +95,7 @@ class LoadEngine(wiring.Component):
             with m.If(loops.o.valid):
                 run = loops.o.payload
                 m.d.sync += [near.eq(run.near), far.eq(run.far), left.eq(run.length)]
-                m.d.sync += [end.eq(run.end), side.eq(run.side)]
+                m.d.sync += [end.eq(run.end), side.eq(run.side), absent.eq(run.absent)]
                 if sums:
                     m.d.sync += row.eq(Cat(run.close, run.int4, run.sum))
         with m.Elif(taken):

@@ -26,10 +26,14 @@ Run = data.StructLayout(
         "far": ADDRESS_BITS,
         "length": LENGTH_BITS,  # 0: the command moves nothing
         "end": 1,  # the command's last run
+        "absent": 1,  # its list entry was ABSENT: not to be moved
         "sum": 1, "close": 1, "int4": 1,  # a row of a sum, its last one, of nibbles
         "side": Side,
     }
 )
+
+
+Product = data.StructLayout({"offset": ADDRESS_BITS, "absent": 1})
 
 
 class IndexList(wiring.Component):
@@ -46,7 +50,7 @@ class IndexList(wiring.Component):
     length: Numbers, at least 1.
     stride: Multiplier of each.
     read: Scratchpad port.
-    o: Stream of products, in order.
+    o: Stream of products, in order, and whether the number was `ABSENT`.
     """
 
     start: In(1)
@@ -54,12 +58,12 @@ class IndexList(wiring.Component):
     length: In(16)
     stride: In(ADDRESS_BITS)
     read: Out(ScratchpadRead)
-    o: Out(stream.Signature(ADDRESS_BITS))
+    o: Out(stream.Signature(Product))
 
     def elaborate(self, platform):
         m = Module()
         place, lane, left = Signal(SPAD_BITS), Signal(2), Signal(16)
-        number, stride = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        number, stride, absent = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS), Signal()
         multiple, total = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
         lanes = Array(self.read.data.word_select(i, INDEX_BITS) for i in range(4))
         m.d.comb += self.read.request.payload.eq(place)
@@ -76,17 +80,19 @@ class IndexList(wiring.Component):
                     m.next = "RECEIVE"
             with m.State("RECEIVE"):
                 m.d.sync += [number.eq(lanes[lane]), multiple.eq(stride), total.eq(0)]
+                m.d.sync += absent.eq(lanes[lane].all())
                 m.d.sync += [lane.eq(lane + 1), left.eq(left - 1)]
                 with m.If(lane == 3):
                     m.d.sync += place.eq(place + 1)
                 m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
-                with m.If(number != 0):
+                with m.If((number != 0) & ~absent):
                     with m.If(number[0]):
                         m.d.sync += total.eq(total + multiple)
                     m.d.sync += [number.eq(number >> 1), multiple.eq(multiple << 1)]
                 with m.Elif(~self.o.valid | self.o.ready):
-                    m.d.sync += [self.o.payload.eq(total), self.o.valid.eq(1)]
+                    m.d.sync += [self.o.payload.offset.eq(total), self.o.valid.eq(1),
+                                 self.o.payload.absent.eq(absent)]
                     with m.If(left == 0):
                         m.next = "IDLE"
                     with m.Else():
@@ -169,6 +175,7 @@ class MoveLoops(wiring.Component):
                 gather.eq(command.gather & ~nothing),
                 self.o.valid.eq(~command.gather | nothing),
                 run.length.eq(Mux(nothing, 0, command.run)),
+                run.absent.eq(0),
                 run.side.rect.eq(command.rect),
                 run.side.to_tiles.eq(command.to_tiles),
                 run.side.has_sem.eq(command.sem_valid),
@@ -187,7 +194,8 @@ class MoveLoops(wiring.Component):
             with m.If(~(carry1 & gather)):
                 far.step(carry0, carry1)
         with m.Elif(indices.o.valid & busy & ~self.o.valid):
-            far.restart(indices.o.payload)
+            far.restart(indices.o.payload.offset)
+            m.d.sync += run.absent.eq(indices.o.payload.absent)
             m.d.sync += self.o.valid.eq(1)
         return m
 

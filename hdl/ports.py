@@ -20,6 +20,8 @@ ScratchpadWrite = wiring.Signature({"request": Out(stream.Signature(WriteWord))}
 WaitOp = data.StructLayout({"sem": SEM_BITS, "count": WAIT_BITS})
 SignalOp = data.StructLayout({"sem": SEM_BITS, "rect": Rect})
 
+Credit = data.StructLayout({"sem": SEM_BITS, "words": 16})
+
 Arrival = wiring.Signature({"valid": Out(1), "sem": Out(SEM_BITS)})
 """One increment; never refused."""
 

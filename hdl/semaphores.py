@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from emu.config import SEMAPHORES
 from hdl.counter import count
-from hdl.ports import Arrival, WaitOp
+from hdl.ports import Arrival, Credit, WaitOp
 
 VALUE_BITS = 16
 
@@ -32,6 +32,7 @@ class Semaphores(wiring.Component):
     -------
     arrive: +1.
     signal: Stream of semaphore numbers, +1 each; always ready.
+    credit: Stream of `Credit`, + ``words``; taken when there is no signal, before waits.
     wait_<waiter>: Stream of `WaitOp`: transferred when the value is at least ``count``, which is
         then subtracted. A waiter may also withdraw or change a request that was not taken.
     error: Sticky: a counter passed 2**16 - 1.
@@ -49,6 +50,7 @@ class Semaphores(wiring.Component):
             {
                 "arrive": In(Arrival),
                 "signal": In(stream.Signature(range(SEMAPHORES))),
+                "credit": In(stream.Signature(Credit)),
                 **{f"wait_{name}": In(stream.Signature(WaitOp)) for name in waiters},
                 "error": Out(1),
             }
@@ -68,19 +70,23 @@ class Semaphores(wiring.Component):
         ]
 
         value, granted = Signal(VALUE_BITS), Signal()
-        signalled = self.signal.valid
+        signalled, credit = self.signal.valid, self.credit.payload
+        credited = self.credit.valid & ~signalled
         m.d.comb += [
             self.signal.ready.eq(1),
-            operated.index.eq(Mux(signalled, self.signal.payload, wait.sem)),
+            self.credit.ready.eq(~signalled),
+            operated.index.eq(Mux(signalled, self.signal.payload,
+                                  Mux(credited, credit.sem, wait.sem))),
             value.eq(arrived.look(operated.index) + operated.now),
-            granted.eq(asking & ~signalled & (value >= wait.count)),
+            granted.eq(asking & ~signalled & ~credited & (value >= wait.count)),
             arrived.then.eq(arrived.now + 1),
-            operated.then.eq(operated.now + Mux(signalled, 1, -wait.count)),
-            operated.enable.eq(signalled | granted),
+            operated.then.eq(operated.now + Mux(
+                signalled, 1, Mux(credited, credit.words, -wait.count))),
+            operated.enable.eq(signalled | credited | granted),
         ]
         for number, w in enumerate(waits):
             m.d.comb += w.ready.eq(granted & (turn == number))
-        with m.If(~signalled):
+        with m.If(~signalled & ~credited):
             m.d.sync += turn.eq(Mux(turn == len(waits) - 1, 0, turn + 1))
 
         self._check(m, arrived, operated, value, granted & (wait.count != 0))
@@ -98,7 +104,8 @@ class Semaphores(wiring.Component):
         arrival = self.arrive.valid & (
             ((before == top) & ~(both & lowered)) | ((before == top - 1) & both & self.signal.valid)
         )
-        with m.If(arrival | (self.signal.valid & (value == top))):
+        credit = self.credit.valid & self.credit.ready & (value > top - self.credit.payload.words)
+        with m.If(arrival | credit | (self.signal.valid & (value == top))):
             m.d.sync += self.error.eq(1)
 
 

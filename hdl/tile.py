@@ -99,6 +99,7 @@ class Tile(wiring.Component):
 
         connect(m, sequencer.request, network.request_fetch)
         connect(m, load.request, network.request_load)
+        connect(m, load.credit, semaphores.credit)
         connect(m, store.push, network.push)
         connect(m, store.store, network.store)
         connect(m, sequencer.remote_signal, network.signal)

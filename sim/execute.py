@@ -66,7 +66,8 @@ def hardware_key(config: Config) -> Config:
     Two configurations of one key share a build.
     """
     prefetch = config.prefetch.model_copy(
-        update={"policy": "demand", "threshold": 0, "depth": 1}
+        update={"policy": "demand", "threshold": 0, "depth": 1, "experts": "distinct",
+                "expert_slots": 1}
     )
     mesh = config.mesh.model_copy(update={"multicast": True})
     scratchpad = config.scratchpad.model_copy(update={"resident": True, "pinned_kib": 0})

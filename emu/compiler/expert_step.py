@@ -73,7 +73,7 @@ def place_experts(memory: Memory, layer: ExpertLayer) -> dict[Tile, int]:
     They lie in the channel nearest to the tile, striped, as weights that one tile alone reads do.
     """
     config, tiles = memory.config, _weight_tiles(layer)
-    work = _deal(config, tiles.shape[1])
+    work = deal(config, tiles.shape[1])
     most = max(end - first for first, end in work.values())
     size = tiles.shape[0] * most * tiles.shape[2]
     where = dict(enumerate(work))
@@ -102,7 +102,7 @@ def place_experts(memory: Memory, layer: ExpertLayer) -> dict[Tile, int]:
     return bases
 
 
-def _deal(config: Config, groups: int) -> dict[Tile, tuple[int, int]]:
+def deal(config: Config, groups: int) -> dict[Tile, tuple[int, int]]:
     """Output groups of every tile that has some."""
     tiles = [(x, y) for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
     ranges = [part(groups, len(tiles), k) for k in range(len(tiles))]
@@ -180,7 +180,7 @@ def plan_experts(
     """
     sources = tuple(tensors[s.name] for s in layer.sources)
     target = tensors[layer.target.name]
-    work = _deal(config, target.groups)
+    work = deal(config, target.groups)
     most = max(end - first for first, end in work.values())
     fixed = 1 + TABLE_WORDS + sources[0].words + layer.k * most * (PARAMETER_WORDS + 1)
     size = layer.k * sources[0].groups * TILE_WORDS

@@ -27,6 +27,7 @@ from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.bag_step import constants as bag_constants
 from emu.compiler.bag_step import place_tables, plan_bags
 from emu.compiler.emit import Emitter
+from emu.compiler.expert_batch import Cache, is_batch, plan_caches, plan_expert_batch
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
 from emu.compiler.gather_step import plan_gather, table_words
@@ -281,6 +282,7 @@ def compile_network(
     if config.core.packed_weights:
         layers = [replace(each, packed=True) if isinstance(each, ConvLayer) and each.fits_nibbles
                   else each for each in layers]
+    machine, (config, caches) = config, plan_caches(config, layers)
     for cap in FRAME_CAPS:
         choices = _plan(config, layers, cap)
         memory = Memory(config)
@@ -289,7 +291,7 @@ def compile_network(
         tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
         constants = memory.used
         try:
-            steps = _steps(memory, layers, choices, tensors)
+            steps = _steps(memory, layers, choices, tensors, caches)
             break
         except UserError:  # a layer without weights wants what the frames take
             if not choices or cap == FRAME_CAPS[-1]:
@@ -300,7 +302,7 @@ def compile_network(
     streams = Emitter(config, steps, pins).emit()
     _place_streams(memory, config, streams)
     program = Program(
-        config=config, streams=streams, words=memory.build(), tensors=tensors,
+        config=machine, streams=streams, words=memory.build(), tensors=tensors,
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in wanted),
         rooflines=tuple(
@@ -386,7 +388,8 @@ def _in_hbm(layers: list[Layer], choices: Mapping[int, Choice], outputs: set[str
 
 
 def _steps(
-    memory: Memory, layers: list[Layer], choices: Mapping[int, Choice], tensors: dict[str, Tensor]
+    memory: Memory, layers: list[Layer], choices: Mapping[int, Choice], tensors: dict[str, Tensor],
+    caches: dict[int, Cache],
 ) -> list[Step | UnitStep]:
     """Every layer's steps in order, with weights, parameters and tables laid out."""
     config = memory.config
@@ -415,9 +418,7 @@ def _steps(
             tables = place_tables(memory, layer)
             steps.append(plan_bags(config, layer, tensors, limit, base, tables))
         elif isinstance(layer, ExpertLayer):
-            base = _constants(memory, layer, expert_words(layer))
-            weights = place_experts(memory, layer)
-            steps.append(plan_experts(config, layer, tensors, limit, base, weights))
+            steps.append(_experts(memory, layer, tensors, limit, caches))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
     for index, choice in choices.items():
@@ -425,6 +426,26 @@ def _steps(
             step.landings = [(edge, _landings(by_layer[edge.reader][0], edge))
                              for edge in choice.filled]
     return steps
+
+
+def _experts(
+    memory: Memory, layer: ExpertLayer, tensors: dict[str, Tensor], limit: int,
+    caches: dict[int, Cache],
+) -> UnitStep:
+    """A step of experts; layers with the very same arrays share them."""
+    key = ("experts", id(layer.weights), id(layer.bias), id(layer.scale), id(layer.table))
+    if key not in memory.shared:
+        base = _constants(memory, layer, expert_words(layer))
+        memory.shared[key] = base, place_experts(memory, layer)
+    base, weights = memory.shared[key]
+    if not is_batch(layer):
+        return plan_experts(memory.config, layer, tensors, limit, base, weights)
+    cache = caches.get(id(layer.weights))
+    if cache is not None and ("cache", id(layer.weights)) not in memory.shared:
+        empty = _constants(memory, layer, cache.contents())
+        memory.shared["cache", id(layer.weights)] = empty
+        cache = replace(cache, empty=empty, begins=True)
+    return plan_expert_batch(memory.config, layer, tensors, limit, base, weights, cache)
 
 
 def _constants(memory: Memory, layer: Layer, words: Bytes) -> int:

@@ -197,9 +197,12 @@ def _top(layer: TopKLayer, x: NDArray) -> NDArray:
 
 
 def _experts(layer: ExpertLayer, x: NDArray, numbers: NDArray) -> NDArray:
-    found = []
-    for i, expert in enumerate(_numbers(numbers)[0, : layer.k]):
-        pixel = x[0, :, 0, i if x.shape[3] > 1 else 0].astype(np.float64) - layer.sources[0].zero
+    found, lists, pixels = [], _numbers(numbers), layer.target.shape[3]
+    stride, share = max(1, layer.k * len(lists) // pixels), pixels // x.shape[3]
+    for p in range(pixels):
+        token, place = divmod(p, layer.k)
+        expert = lists[token * stride, place]
+        pixel = x[0, :, 0, p // share].astype(np.float64) - layer.sources[0].zero
         weights = layer.weights[expert].astype(np.float64) - layer.weight_zero
         sums = np.rint(weights @ pixel).astype(np.int64)
         found.append(requantise(sums, layer.scale[expert], bias=layer.bias[expert],

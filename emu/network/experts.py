@@ -9,6 +9,7 @@ Networks", 2017, without noise; probabilities are those over all experts, not re
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emu.network.composer import LINEAR_ZERO, SPREAD, Value, short
 from emu.network.exact import run_layer
@@ -29,24 +30,29 @@ SCORE_SCALE = 0.05
 
 
 class _Block(Stack):
-    """A stack of one token with layers of experts."""
+    """A stack with layers of experts."""
 
     def experts(
-        self, name: str, x: Value, numbers: Value, count: int, outputs: int, gelu: bool
+        self, name: str, x: Value, numbers: Value, count: int, outputs: int, gelu: bool,
+        tokens: int = 1,
     ) -> Value:
         """Products of the chosen experts, all calibrated as if of one."""
-        layer, _, scale = self.composer.calibrated(
-            name, replace(x, sample=x.sample[..., :1]), outputs, 1, 1, 0, 1, False, 0)
-        y = Value(name, scale, layer.y_zero, run_layer(layer, x.sample[..., :1]))
-        drawn = self.composer.rng.standard_normal((count, outputs, x.channels), np.float32) * 24
-        table = self._gelu_table(y) if gelu else None
-        target = Operand(name, (1, outputs, 1, CHOSEN), True, GELU_ZERO if gelu else layer.y_zero)
-        found = ExpertLayer(
-            name=name, sources=(x.operand, numbers.operand), target=target, k=CHOSEN,
-            weights=np.clip(np.rint(drawn), -127, 127).astype(np.int8), table=table,
-            bias=np.tile(layer.bias, (count, 1)), scale=np.tile(layer.scale, (count, 1)),
-            y_zero=layer.y_zero,
-        )
+        label = self.label(name)
+        if name not in self.made:
+            one = replace(x, sample=x.sample[..., :1])
+            layer, _, scale = self.composer.calibrated(name, one, outputs, 1, 1, 0, 1, False, 0)
+            y = Value(name, scale, layer.y_zero, run_layer(layer, one.sample))
+            drawn = self.composer.rng.standard_normal((count, outputs, x.channels), np.float32) * 24
+            self.made[name] = scale, {
+                "weights": np.clip(np.rint(drawn), -127, 127).astype(np.int8),
+                "table": self._gelu_table(y) if gelu else None, "y_zero": layer.y_zero,
+                "bias": np.tile(layer.bias, (count, 1)), "scale": np.tile(layer.scale, (count, 1)),
+            }
+        scale, fields = self.made[name]
+        target = Operand(label, (1, outputs, 1, CHOSEN * tokens), True,
+                         GELU_ZERO if gelu else fields["y_zero"])
+        found = ExpertLayer(name=label, sources=(x.operand, numbers.operand), target=target,
+                            k=CHOSEN, **fields)
         return self._add(found, GELU_SCALE if gelu else scale, x, numbers)
 
     def gates(self, name: str, values: Value, width: int) -> Value:
@@ -82,6 +88,24 @@ class _Block(Stack):
         )
         return self._add(layer, scale, y, added)
 
+    def route_by_scores(self, x: Value, experts: int) -> Value:
+        """What the top-k unit finds of the first channels of ``x``."""
+        if "router" not in self.made:
+            weights = np.zeros((experts, x.channels, 1, 1), np.int8)
+            weights[np.arange(experts), np.arange(experts)] = 1
+            self.made["router"] = {"weights": weights, "bias": np.zeros(experts, np.int32),
+                                   "scale": np.ones(experts, np.float32)}
+        tokens, name = x.sample.shape[3], self.label("scores")
+        scores = self._add(ConvLayer(
+            name=self.label("router"), input_name=x.name, output_name=name,
+            input_shape=x.operand.shape, output_shape=(1, experts, 1, tokens), weight_zero=0,
+            x_zero=x.zero, x_signed=True, strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0),
+            groups=1, y_zero=x.zero, y_signed=True, clip_low=-128, clip_high=127,
+            **self.made["router"]), x.scale, x)
+        top = Operand(self.label("top"), (1, 16, 1, 2 * tokens), False, 0)
+        return self._add(TopKLayer(name=top.name, source=scores.operand, k=CHOSEN, target=top),
+                         x.scale, scores)
+
     def route(self, x: Value, experts: int) -> tuple[Value, Value]:
         """(numbers, probabilities) of the chosen experts."""
         scores = self.linear("router", x, experts)
@@ -116,4 +140,40 @@ def moe_block(name: str, seed: int, *, experts: int, width: int, inner: int) -> 
     return net.network(net.add("sum", net.add("mix", *parts), x))
 
 
-__all__ = ["moe_block"]
+def routed(
+    rng: np.random.Generator, tokens: int, experts: int, zipf: float
+) -> NDArray[np.int8]:
+    """Scores (experts, tokens) whose `CHOSEN` largest are drawn by Zipf's law of ``zipf``, each
+    token's without repetition; which expert is popular is random too."""
+    chances = rng.permutation(np.arange(1, experts + 1) ** -float(zipf))
+    scores = rng.integers(-100, 50, (experts, tokens), np.int8)
+    for token in range(tokens):
+        chosen = rng.choice(experts, CHOSEN, replace=False, p=chances / chances.sum())
+        scores[chosen, token] = 120 - 10 * np.arange(CHOSEN)
+    return scores
+
+
+def moe_batch(
+    name: str, seed: int, *, tokens: int, experts: int, width: int, inner: int, zipf: float = 0.0,
+    steps: int = 1,
+) -> Network:
+    """The experts' two layers for ``tokens`` at once, behind a router and the top-k unit; ``steps``
+    times one after the other, with other tokens.
+
+    A token's first channels are its scores, which the router, an identity, hands on: so routing is
+    chosen by the input and found on the chip. What the experts say is not mixed.
+    """
+    net = _Block.create(name, seed)
+    scores = routed(net.composer.rng, steps * tokens, experts, zipf)
+    outputs, given = [], {}
+    for net.step in range(steps):
+        x = net.input(net.label("x"), (1, width, 1, tokens))
+        x.sample[0, :experts, 0] = scores[:, net.step * tokens :][:, :tokens]
+        given[x.name] = x.sample
+        top = net.route_by_scores(x, experts)
+        hidden = net.experts("up", x, top, experts, inner, True, tokens)
+        outputs.append(net.experts("down", hidden, top, experts, width, False, tokens))
+    return replace(net.network(*outputs), given=given)
+
+
+__all__ = ["moe_batch", "moe_block", "routed"]

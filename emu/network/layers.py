@@ -451,10 +451,12 @@ class TopKLayer(_WithoutWeights):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExpertLayer:
-    """Products of one token with the weights of k experts, chosen by number.
+    """Products of T tokens, each with the weights of k experts, chosen by number.
 
-    sources: x (1, C, 1, 1), or (1, C, 1, k) with an x for each; their numbers as in `TopKLayer`.
-    target: (1, M, 1, k), behind ``table`` (byte of y to byte) if there is one.
+    sources: x (1, C, 1, T), or (1, C, 1, T*k) with an x for each; what a `TopKLayer` found, of one
+        token also its first pixel alone.
+    target: (1, M, 1, T*k), a token's k side by side, behind ``table`` (byte of y to byte) if there
+        is one.
     weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`;
         ``weight_zero`` is that of all.
     """
@@ -473,7 +475,7 @@ class ExpertLayer:
 
     @property
     def macs(self) -> int:
-        return self.k * self.weights[0].size
+        return self.target.shape[3] * self.weights[0].size
 
     @property
     def weight_bytes(self) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vector engine: one queue's commands, given to the engine for elements or that for rows."""
+"""The vector engine: one queue's commands, each given to the engine that has its operation."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,18 +10,20 @@ from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.ports import ScratchpadRead, ScratchpadWrite
 from hdl.vector.elements import ELEMENT_OPERATIONS, ElementEngine
+from hdl.vector.routes import ROUTE_OPERATIONS, RouteEngine
 from hdl.vector.rows import ROW_OPERATIONS, RowEngine
 from hdl.vector.walker import VectorCommand
 
-BUILT = (*ELEMENT_OPERATIONS, *ROW_OPERATIONS)
+BUILT = (*ELEMENT_OPERATIONS, *ROW_OPERATIONS, *ROUTE_OPERATIONS)
 """Operations this engine has; any other raises ``error`` and ends at once."""
 
 
 class VectorEngine(wiring.Component):
-    """Runs `VECTOR` commands, one at a time, each in the half that has its operation.
+    """Runs `VECTOR` commands, one at a time, each in the part that has its operation.
 
-    Both halves are behind clock gates of their own; a command begins in the cycle after the one
-    before is done. `ElementEngine` and `RowEngine` say what they compute and in how many cycles.
+    The parts are behind clock gates of their own; a command begins in the cycle after the one
+    before is done. `ElementEngine`, `RowEngine` and `RouteEngine` say what they compute and in how
+    many cycles.
 
     Parameters
     ----------
@@ -50,35 +52,36 @@ class VectorEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        elements, rows = ElementEngine(self._config), RowEngine()
-        gate(m, "elements", elements, elements.command.valid | elements.busy, platform)
-        gate(m, "rows", rows, rows.command.valid | rows.busy, platform)
-        op, for_rows = self.command.payload.op, Signal()
-        m.d.comb += [
-            for_rows.eq(Cat(op == each for each in ROW_OPERATIONS).any()),
-            rows.command.valid.eq(self.command.valid & for_rows & ~elements.busy),
-            elements.command.valid.eq(self.command.valid & ~for_rows & ~rows.busy),
-            self.command.ready.eq(
-                Mux(for_rows, rows.command.ready & ~elements.busy,
-                    elements.command.ready & ~rows.busy)
-            ),
-            self.done.eq(elements.done | rows.done),
-            self.busy.eq(elements.busy | rows.busy),
-            self.error.eq(elements.error),
-        ]
-        for port in (self.read, self.write):
-            name = "read" if port is self.read else "write"
-            mine, theirs = getattr(elements, name).request, getattr(rows, name).request
+        elements, rows, routes = ElementEngine(self._config), RowEngine(), RouteEngine()
+        op = self.command.payload.op
+        for_rows, for_routes = (
+            Cat(op == each for each in operations).any()
+            for operations in (ROW_OPERATIONS, ROUTE_OPERATIONS))
+        parts = {"elements": (elements, ~(for_rows | for_routes)), "rows": (rows, for_rows),
+                 "routes": (routes, for_routes)}
+        engines = [engine for engine, _ in parts.values()]
+        for name, (engine, mine) in parts.items():
+            gate(m, name, engine, engine.command.valid | engine.busy, platform)
+            others = Cat(each.busy for each in engines if each is not engine).any()
             m.d.comb += [
-                port.request.valid.eq(mine.valid | theirs.valid),
-                port.request.payload.eq(Mux(rows.busy, theirs.payload, mine.payload)),
-                mine.ready.eq(port.request.ready),
-                theirs.ready.eq(port.request.ready),
-            ]
-        for engine in (elements, rows):
-            m.d.comb += [
+                engine.command.valid.eq(self.command.valid & mine & ~others),
                 engine.command.payload.eq(self.command.payload),
                 engine.read.data.eq(self.read.data),
+            ]
+            with m.If(mine):
+                m.d.comb += self.command.ready.eq(engine.command.ready & ~others)
+        m.d.comb += [
+            self.done.eq(Cat(engine.done for engine in engines).any()),
+            self.busy.eq(Cat(engine.busy for engine in engines).any()),
+            self.error.eq(elements.error),
+        ]
+        for name, port in (("read", self.read), ("write", self.write)):
+            mine, theirs, third = (getattr(engine, name).request for engine in engines)
+            m.d.comb += [
+                port.request.valid.eq(mine.valid | theirs.valid | third.valid),
+                port.request.payload.eq(Mux(rows.busy, theirs.payload, Mux(
+                    routes.busy, third.payload, mine.payload))),
+                *(each.ready.eq(port.request.ready) for each in (mine, theirs, third)),
             ]
         count(m, "busy", self.busy)
         return m

@@ -149,6 +149,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         },
         "traffic_bytes": result["bytes"],
         "initial_load_bytes": program.pinned_bytes,  # in `traffic_bytes`, too
+        "planned_read_bytes": program.planned_read_bytes,
         "cycles": result["cycles"],
         "stall_cycles": result["stalls"],
         "prefetch": result["prefetch"],

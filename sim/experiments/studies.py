@@ -8,6 +8,7 @@ from typing import Any
 from emu.network.layers import Network
 from emu.network.transformers import Stack, encoder
 from sim.experiments.embeddings import EMBEDDINGS
+from sim.experiments.experts import EXPERTS
 from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.hierarchy import HIERARCHY
 from sim.experiments.planning import PLANNING
@@ -129,5 +130,6 @@ EXPERIMENTS = {
         EMBEDDINGS,
         HIERARCHY,
         PLANNING,
+        EXPERTS,
     )
 }

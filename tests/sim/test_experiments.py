@@ -46,6 +46,13 @@ def test_quick_experiments(tmp_path, capsys, monkeypatch):
             for study in found if study["experiment"] == "embeddings" for row in study["rows"]}
     near, far = bags["bags", "summed in HBM"], bags["bags", "summed in the tile"]
     assert near["mesh_link_down"] < far["mesh_link_down"] / 2
+    moe = {(row["group"], row["case"]): row["traffic_bytes"]["hbm_read"]
+           for study in found if study["experiment"] == "experts" for row in study["rows"]}
+    three, many = "48 x 80, 3 tokens", "48 x 80, 32 tokens"
+    distinct = "distinct experts, uniform, seed 1"
+    assert moe[three, distinct] < moe[three, "all experts"]
+    assert moe[many, distinct] == moe[many, "all experts"]
+    assert moe[many, "each token's own, uniform, seed 1"] > 4 * moe[many, distinct]
     one = "one lookup a bag"
     assert bags[one, "from 3 rows on in HBM"] == bags[one, "summed in the tile"]
     assert bags[one, "summed in HBM"]["mesh_link"] > bags[one, "summed in the tile"]["mesh_link"]

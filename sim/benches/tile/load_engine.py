@@ -9,10 +9,11 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from emu.config import load_config
 from emu.golden_move import load_requests, moved_words
-from emu.isa import Opcode
+from emu.isa import ABSENT, Opcode
 from hdl.load_engine import LoadEngine
 from hdl.move_loops import MoveCommand
 from hdl.packets import HbmRequest
+from hdl.ports import Credit
 from sim.benches.tile._moves import (
     Memory,
     X,
@@ -72,22 +73,31 @@ async def random(dut, p_idle, p_stall, p_gather):
     source = Source(dut, "command", MoveCommand, p_idle=p_idle, rng=rng)
     sink = Sink(dut, "request", HbmRequest, p_stall=p_stall, rng=rng)
     memory = Memory(dut, rng, p_stall)
+    credit = Sink(dut, "credit", Credit, p_stall=p_stall, rng=rng)
+    credits: list[tuple[int, int]] = []
     commands, expected, ends, words = [], [], [], 0
     for _ in range(40):
         fields = random_command(rng, gather=rng.random() < p_gather)
         if os.environ["HEADRACE_VARIANT"] == "sums" and rng.random() < 0.4:
             fields = random_sum(rng)
         numbers = random_list(rng, fields["count2"]) if fields["gather"] else None
+        absent = 0
+        if numbers and not fields.get("sum") and rng.random() < 0.5:
+            numbers[int(rng.integers(len(numbers)))] = ABSENT
+            absent = fields["run"] * fields["count0"] * fields["count1"]
+            if absent and fields["sem_valid"]:
+                credits.append((fields["sem"], absent))
         if numbers is not None:
             fields["gather_base"] = len(memory.lists) + 3
             memory.place_list(fields["gather_base"], numbers)
         commands.append(fields)
         expected += expected_requests(fields, numbers)
-        words += len(moved_words(Opcode.LOAD, fields, numbers))
+        words += len(moved_words(Opcode.LOAD, fields, numbers)) - absent
         ends.append(len(expected))
     dones = []
     await reset(dut)
     cocotb.start_soon(sink.run())
+    cocotb.start_soon(credit.run())
     cocotb.start_soon(memory.run())
     cocotb.start_soon(watch_done(dut, lambda: dones.append(len(sink.received))))
     await source.send(commands)
@@ -98,6 +108,13 @@ async def random(dut, p_idle, p_stall, p_gather):
     await ClockCycles(dut.clk, 20)
     assert sink.received == expected
     assert len(expected) > 50
+    given: dict[int, int] = {}
+    wanted: dict[int, int] = {}
+    for sem, count in credits:
+        wanted[sem] = wanted.get(sem, 0) + count
+    for item in credit.received:
+        given[item["sem"]] = given.get(item["sem"], 0) + item["words"]
+    assert given == wanted
     # Each is done after its own last request, before more than the next two can be taken.
     assert len(dones) == len(commands)
     for done, end in zip(dones, ends, strict=True):

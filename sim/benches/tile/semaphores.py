@@ -8,7 +8,7 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from hdl.ports import WaitOp
+from hdl.ports import Credit, WaitOp
 from hdl.semaphores import Semaphores
 from sim.streams import pack
 
@@ -26,6 +26,8 @@ async def start(dut):
     dut.arrive__sem.value = 0
     dut.signal__valid.value = 0
     dut.signal__payload.value = 0
+    dut.credit__valid.value = 0
+    dut.credit__payload.value = 0
     for name in waiters():
         getattr(dut, f"wait_{name}__valid").value = 0
         getattr(dut, f"wait_{name}__payload").value = 0
@@ -43,7 +45,14 @@ async def random(dut, p_arrive, p_signal, sems):
     value = [0] * 32
     waiting: dict[str, tuple[int, int]] = {}
     taken, arrivals, patience = 0, 0, dict.fromkeys(waiters(), 0)
+    credit: tuple[int, int] | None = None
     for _ in range(1500):
+        if credit is None and rng.random() < p_signal / 3:
+            credit = int(rng.integers(sems)), int(rng.integers(0, 5))
+        dut.credit__valid.value = int(credit is not None)
+        if credit is not None:
+            given = {"sem": credit[0], "words": credit[1]}
+            dut.credit__payload.value = pack(Credit, given)
         arrive, signal = rng.random() < p_arrive, rng.random() < p_signal
         a, s = (int(v) for v in rng.integers(0, sems, 2))
         dut.arrive__valid.value, dut.arrive__sem.value = int(arrive), a
@@ -60,7 +69,12 @@ async def random(dut, p_arrive, p_signal, sems):
                 getattr(dut, f"wait_{name}__payload").value = pack(WaitOp, {"sem": sem, "count": n})
         await ReadOnly()
         assert int(dut.signal__ready.value) == 1
+        assert int(dut.credit__ready.value) == (not signal)
         before = list(value)
+        credited = credit is not None and not signal
+        if credit is not None and credited:
+            value[credit[0]] += credit[1]
+            credit = None
         for name in list(waiting):
             sem, n = waiting[name]
             if int(getattr(dut, f"wait_{name}__ready").value):
@@ -69,8 +83,8 @@ async def random(dut, p_arrive, p_signal, sems):
                 taken += 1
                 patience[name] = 0
                 del waiting[name]
-            elif not signal:
-                # In turn: one look every len(waiters()) cycles without a signal.
+            elif not signal and not credited:
+                # In turn: one look every len(waiters()) cycles without a signal or a credit.
                 patience[name] = patience[name] + 1 if before[sem] >= n else 0
                 assert patience[name] <= len(waiters()), name
         value[a] += arrive
@@ -98,14 +112,20 @@ async def in_turn(dut, name, count) -> int:
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")
-@cocotb.parametrize(case=["arrival", "signal", "both", "lowered"])
+@cocotb.parametrize(case=["arrival", "signal", "both", "lowered", "credit"])
 async def overflow(dut, case):
     """65535 is reached without error; one more is one."""
     await start(dut)
     name = waiters()[0]
     dut.arrive__valid.value = 1
     dut.arrive__sem.value = 7
-    await ClockCycles(dut.clk, 65534 if case == "both" else 65535)
+    await ClockCycles(dut.clk, 65535 - 3 * (case == "credit") - (case == "both"))
+    if case == "credit":
+        dut.arrive__valid.value = 0
+        dut.credit__valid.value = 1
+        dut.credit__payload.value = pack(Credit, {"sem": 7, "words": 3})
+        await RisingEdge(dut.clk)
+        dut.credit__payload.value = pack(Credit, {"sem": 7, "words": 2})
     dut.arrive__valid.value = int(case in ("arrival", "both"))
     dut.signal__valid.value = int(case in ("signal", "both"))
     dut.signal__payload.value = 7
@@ -117,7 +137,7 @@ async def overflow(dut, case):
         dut.arrive__valid.value = 0
     assert int(dut.error.value) == 0
     await RisingEdge(dut.clk)
-    dut.arrive__valid.value = dut.signal__valid.value = 0
+    dut.arrive__valid.value = dut.signal__valid.value = dut.credit__valid.value = 0
     await ReadOnly()
     assert int(dut.error.value) == (case != "lowered")
 

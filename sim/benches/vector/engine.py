@@ -7,11 +7,12 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
 
 from emu.config import load_config
-from emu.isa import VectorOp
+from emu.isa import ABSENT, VectorOp
 from emu.normalise import norm_parameters, parameter_words
 from emu.softmax import softmax_table
 from emu.vector_model import run_vector
 from hdl.vector.engine import BUILT, VectorEngine
+from hdl.vector.routes import ROUTE_OPERATIONS
 from hdl.vector.rows import ROW_OPERATIONS
 from hdl.vector.walker import VectorCommand
 from sim.streams import Source
@@ -146,10 +147,40 @@ def random_rows(rng, scratch: Scratch, op: VectorOp) -> dict:
     return c
 
 
+def random_routes(rng, scratch: Scratch, op: VectorOp) -> dict:
+    """A list of numbers, few or all of which occur, and one that may not."""
+    c = random_command(rng, scratch, op)
+    pixels, k = pick(rng, 1, 9), int(rng.choice([1, 2, 3, 4]))
+    c |= {"pixels": pixels, "k": k, "step": pick(rng, 1, 3), "groups": pick(rng, 1, 17),
+          "channels": pick(rng, 1, 16), "causal": pick(rng, 0, 1),
+          "b_mode": pick(rng, 0, 1) if k != 3 else 0}
+    numbers = rng.integers(0, int(rng.choice([2, 16])), (pixels, 4)).astype(np.uint32)
+    numbers[:, k:] = rng.integers(0, 1 << 32, (pixels, 4 - k))
+    scratch.memory[c["base"] + np.arange(pixels) * c["step"]] = numbers.view(np.uint8)
+    number = ABSENT if rng.random() < 0.2 else rng.integers(0, 3)
+    scratch.memory[c["b_base"], :4] = np.array([number], np.uint32).view(np.uint8)
+    if op == VectorOp.RETAIN:
+        slots = min(c["groups"], 16)
+        held = np.full((slots, 4), ABSENT, np.uint32)
+        full = int(rng.integers(0, slots + 1))
+        held[rng.permutation(slots)[:full], 0] = rng.permutation(16)[:full]
+        scratch.memory[c["b_base"] : c["b_base"] + slots] = held.view(np.uint8)
+        scratch.memory[c["table"], :4] = [pick(rng, 0, slots - 1), 0, 0, 0]
+        c |= {"groups": slots}
+    return c
+
+
 def expected(memory, c: dict) -> dict[int, bytes]:
     """Address to word."""
     where, words = run_vector(c, memory)
     return {int(a): word.tobytes() for a, word in zip(where, words, strict=True)}
+
+
+def maker(op: VectorOp):
+    """What makes random commands of an operation."""
+    if op in ROUTE_OPERATIONS:
+        return random_routes
+    return random_rows if op in ROW_OPERATIONS else random_command
 
 
 async def finish(dut, scratch, commands):
@@ -163,7 +194,7 @@ async def golden(dut, op, p_refuse):
     rng, scratch, source = await start(dut, p_refuse)
     seen = set()
     for number in range(12):
-        command = (random_rows if op in ROW_OPERATIONS else random_command)(rng, scratch, op)
+        command = maker(op)(rng, scratch, op)
         want = expected(scratch.memory, command)
         scratch.writes.clear()
         await with_timeout(source.send([command]), 10, "us")
@@ -173,7 +204,7 @@ async def golden(dut, op, p_refuse):
         wrong = [a for a, word in want.items() if scratch.memory[a].tobytes() != word]
         assert not wrong, f"{len(wrong)} of {len(want)} words, first {wrong[0]:#x}: {command}"
         seen |= {byte for word in want.values() for byte in word}
-    assert len(seen) > 20 and not int(dut.error.value)
+    assert len(seen) > (4 if op in ROUTE_OPERATIONS else 20) and not int(dut.error.value)
 
 
 @cocotb.test
@@ -223,6 +254,22 @@ async def row_timing(dut, op, groups):
     took = scratch.done[-1][0] - begin
     dut._log.info(f"{op.name}: {took} cycles for {pixels} rows of {groups} groups")
     assert pixels * (row(groups) - 24) <= took <= pixels * row(groups) + once
+
+
+@cocotb.test
+@cocotb.parametrize(op=list(ROUTE_OPERATIONS))
+async def route_timing(dut, op):
+    """Two cycles a word of the list, one a word written, and the start."""
+    rng, scratch, source = await start(dut, 0.0)
+    command = random_routes(rng, scratch, op)
+    command |= {"pixels": 40, "k": 2, "b_mode": 0, "groups": 8, "causal": 0}
+    words = {VectorOp.DISTINCT: 8, VectorOp.PLACES: 10, VectorOp.RETAIN: 6 * 8}[op]
+    begin = scratch.cycle
+    await with_timeout(source.send([command]), 10, "us")
+    await with_timeout(finish(dut, scratch, 1), 10, "us")
+    took = scratch.done[-1][0] - begin
+    dut._log.info(f"{op.name}: {took} cycles")
+    assert 80 + words <= took <= 80 + words + 8
 
 
 @cocotb.test

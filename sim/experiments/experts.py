@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture of experts: whose weights leave HBM, by how many tokens come at once and how many experts
+stay in the scratchpads from step to step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from emu.compiler.expert_step import PARAMETER_WORDS
+from emu.network.exact import exact
+from emu.network.experts import CHOSEN, moe_batch
+from emu.network.layers import Network
+from sim.experiments.framework import Case, Experiment, compared
+
+LANES, WORD = 16, 16
+MODES = {"all experts": "all", "each token's own": "per_token", "distinct experts": "distinct"}
+"""Case to `prefetch.experts`; others are caches of so many experts of a layer."""
+ALL, OWN, DISTINCT = MODES
+LAWS = {"uniform": 0.0, "Zipf 0.5": 0.5, "Zipf 1": 1.0}
+SIZES = {"48 x 80": (48, 80), "256 x 512": (256, 512), "768 x 3072": (768, 3072)}
+EXPERTS_OF_LAYER = 8
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a case computes: ``steps`` times ``tokens`` at once, chosen by a law."""
+
+    size: str
+    tokens: int
+    steps: int = 1
+    law: str = "uniform"
+    seed: int = 1
+
+    @property
+    def group(self) -> str:
+        several = "s" if self.tokens > 1 else ""
+        steps = f"{self.steps} steps of " if self.steps > 1 else ""
+        return f"{self.size}, {steps}{self.tokens} token{several}"
+
+    def network(self) -> Network:
+        width, inner = SIZES[self.size]
+        return moe_batch(f"moe.{self.group}", self.seed, tokens=self.tokens, zipf=LAWS[self.law],
+                         steps=self.steps, experts=EXPERTS_OF_LAYER, width=width, inner=inner)
+
+    @property
+    def at_once(self) -> int:
+        """Experts that may occur in a step."""
+        return min(EXPERTS_OF_LAYER, CHOSEN * self.tokens)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of both matrices' weights and parameters."""
+        width, inner = (-(-n // LANES) for n in SIZES[self.size])
+        return WORD * (2 * width * inner * LANES + PARAMETER_WORDS * (width + inner))
+
+
+ASKED: dict[tuple[str, str], tuple[str, Load]] = {}
+"""(group, case) of those that were asked for to mode and load."""
+
+
+def _case(load: Load, chip: str, mode: str, baseline: str) -> Case:
+    """What the baseline loads does not depend on the law, so it is there once."""
+    name = mode if mode == baseline else f"{mode}, {load.law}, seed {load.seed}"
+    ASKED[load.group, name] = mode, load
+    return Case(name, load.group, load.group, chip, _settings(mode), network=load.network,
+                samples=load.tokens * load.steps, is_baseline=mode == baseline)
+
+
+def _group(
+    load: Load, chip: str, modes: Sequence[str], baseline: str = ALL, laws: Sequence[str] = (),
+    seeds: Sequence[int] = (1,), more: Sequence[str] = (),
+) -> list[Case]:
+    """Cases of the first law and seed, then of ``modes[-1]`` or ``more`` of all others."""
+    cases = [_case(load, chip, mode, baseline) for mode in modes]
+    others = [replace(load, law=law, seed=seed) for law in laws for seed in seeds]
+    return cases + [_case(other, chip, mode, baseline) for other in others if other != load
+                    for mode in (more or modes[-1:])]
+
+
+def _settings(mode: str) -> tuple[str, ...]:
+    if mode in MODES:
+        return (f"prefetch.experts={MODES[mode]}",)
+    return ("prefetch.experts=cached", f"prefetch.expert_slots={mode.split()[-1]}")
+
+
+def _cached(*slots: int) -> tuple[str, ...]:
+    return tuple(f"cache of {count}" for count in slots)
+
+
+def _cases(quick: bool) -> list[Case]:
+    small, middle, large = SIZES
+    if quick:
+        cases = [case for tokens in (1, 3, 32) for case in
+                 _group(Load(small, tokens), "small", tuple(MODES))]
+        return cases + _group(Load(small, 1, 6, "Zipf 1"), "small", (DISTINCT, *_cached(2, 4)),
+                              DISTINCT)
+    cases = _group(Load(middle, 1), "base", tuple(MODES))
+    for tokens in (2, 4, 8, 16):
+        cases += _group(Load(middle, tokens), "base", tuple(MODES), laws=tuple(LAWS),
+                        seeds=(1, 2, 3))
+    for tokens in (32, 64, 128):
+        modes = tuple(MODES) if tokens == 32 else (ALL, DISTINCT)
+        cases += _group(Load(middle, tokens), "base", modes, laws=tuple(LAWS))
+    cases += _group(Load(middle, 1, 32), "base", (DISTINCT, *_cached(2, 4, 6)), DISTINCT,
+                    laws=tuple(LAWS), seeds=(1, 2, 3), more=_cached(4))
+    cases += [_case(Load(middle, 1, 32, "Zipf 1"), "base", mode, DISTINCT)
+              for mode in _cached(2, 6)]
+    for tokens in (1, 8):
+        cases += _group(Load(large, tokens), "base", tuple(MODES))
+    return cases
+
+
+def loaded(row: Mapping[str, Any]) -> float:
+    """Experts whose weights were loaded: HBM words read beyond commands and what else was planned.
+    """
+    mode, load = ASKED[row["group"], row["case"]]
+    moved = row["traffic_bytes"]
+    planned = {ALL: EXPERTS_OF_LAYER, OWN: CHOSEN * load.tokens, DISTINCT: load.at_once}.get(mode)
+    planned = int(mode.split()[-1]) if planned is None else planned
+    other = row["planned_read_bytes"] - load.steps * planned * load.expert_bytes
+    return (moved["hbm_read"] - moved["commands"] - other) / load.expert_bytes
+
+
+@cache
+def routing(load: Load) -> tuple[int, float]:
+    """(experts that occur, summed over steps; largest number of tokens of one over the mean), by
+    the golden model."""
+    network = load.network()
+    tensors = exact(network, network.given or {}, every=True)
+    occur, total = 0, np.zeros(EXPERTS_OF_LAYER)
+    for name, top in tensors.items():
+        if name.split("@")[0] == "top":
+            words = np.ascontiguousarray(top.reshape(16, -1).T).view(np.uint32)[::2, :CHOSEN]
+            counts = np.bincount(words.reshape(-1), minlength=EXPERTS_OF_LAYER)
+            occur += int((counts > 0).sum())
+            total += counts
+    return occur, float(total.max() / total.mean())
+
+
+def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    hbm = {(g, c): r for g, c, r in compared(rows, lambda r: r["traffic_bytes"]["hbm_read"])}
+    cycles = {(g, c): r for g, c, r in compared(rows, lambda r: r["cycles"])}
+    for row in rows:
+        load, count = ASKED[row["group"], row["case"]][1], loaded(row)
+        occur, uneven = routing(load)
+        line = (f"{row['group']}: {row['case']}: weights of {count:g} experts ({occur} occur, "
+                f"largest over mean {uneven:.2f}), "
+                f"{count * load.expert_bytes / row['samples']:,.0f} bytes a token")
+        if not row["is_baseline"]:
+            key = row["group"], row["case"]
+            line += f"; {hbm[key]:.3f} of the HBM bytes, {cycles[key]:.3f} of the cycles"
+        found.append(line)
+    return found
+
+
+EXPERTS = Experiment(
+    name="experts",
+    idea="of a mixture of experts only those leave HBM that some token chose, each once, and not "
+    "those that are still in the scratchpads",
+    baseline="all experts are loaded, each once, and see all tokens; for caches: the distinct ones",
+    cases=_cases,
+    null_case="many tokens: all experts occur, there is nothing to leave out",
+    losing_case="each token's own from a few tokens on: the same weights come again and again; "
+    "large caches in cycles: every slot is computed and commanded in every step",
+    findings=_findings,
+)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts for many tokens: routes, the three ways to fetch weights, absent entries, bad input."""
+
+import numpy as np
+import pytest
+
+from emu.compiler import compile_network
+from emu.config import load_config
+from emu.errors import UserError
+from emu.interpreter import Interpreter, execute
+from emu.isa import ABSENT, VectorOp
+from emu.network.exact import exact, run_layer
+from emu.network.experts import moe_batch
+from emu.network.layers import ExpertLayer, Operand
+from emu.vector_model import early_write, run_vector, unsupported
+
+EXPERTS = 6
+
+
+def experts(tokens, k, inputs, outputs, own=False, table=False):
+    rng = np.random.default_rng(tokens + k)
+    x = Operand("x", (1, inputs, 1, tokens * k if own else tokens), True, 5)
+    numbers = Operand("n", (1, 16, 1, 2 * tokens), False, 0)
+    layer = ExpertLayer(
+        name="experts", sources=(x, numbers), k=k, y_zero=7,
+        target=Operand("y", (1, outputs, 1, tokens * k), True, 0),
+        weights=rng.integers(-127, 128, (EXPERTS, outputs, inputs)).astype(np.int8),
+        bias=rng.integers(-9999, 9999, (EXPERTS, outputs)).astype(np.int32),
+        scale=rng.uniform(0.5, 1, (EXPERTS, outputs)).astype(np.float32) / np.float32(
+            130 * np.sqrt(inputs)),
+        table=rng.permutation(256).astype(np.uint8) if table else None,
+    )
+    lists = np.zeros((2 * tokens, 4), np.uint32)
+    lists[::2, :k] = [rng.choice([0, 2, 3, 5], k, replace=False) for _ in range(tokens)]
+    chosen = lists.view(np.uint8).reshape(-1, 16).T.reshape(numbers.shape)
+    return layer, rng.integers(-128, 128, x.shape).astype(np.int8), chosen
+
+
+@pytest.mark.parametrize("mode", ["distinct", "all", "per_token"])
+@pytest.mark.parametrize("chip", ["small", "base"])
+@pytest.mark.parametrize(("tokens", "k", "inputs", "outputs", "own"), [
+    (1, 2, 40, 100, False), (9, 2, 64, 128, False), (5, 2, 48, 33, True), (3, 3, 32, 64, False),
+    (40, 1, 32, 80, False),
+])
+def test_experts(mode, chip, tokens, k, inputs, outputs, own):
+    layer, x, chosen = experts(tokens, k, inputs, outputs, own, table=own)
+    want = run_layer(layer, x, chosen)
+    assert len(np.unique(want)) > 60
+    program = compile_network([layer], load_config(chip, [f"prefetch.experts={mode}"]))
+    for eager in (True, False):
+        got = execute(program, {"x": x, "n": chosen}, eager=eager)["y"]
+        np.testing.assert_array_equal(got, want)
+
+
+def test_only_what_occurs_is_loaded():
+    """Four of six experts occur among nine tokens, none of them twice."""
+    layer, x, chosen = experts(9, 2, 64, 128)
+    loaded = {}
+    for mode in ("distinct", "all", "per_token"):
+        program = compile_network([layer], load_config("small", [f"prefetch.experts={mode}"]))
+        interpreter = Interpreter(program.config, program.global_image({"x": x, "n": chosen}))
+        interpreter.run()
+        loaded[mode] = interpreter.counts.load_words
+    weights = 128 * 64 // 16 + 8 * 8
+    assert loaded["all"] - loaded["distinct"] == 2 * weights
+    assert loaded["per_token"] - loaded["distinct"] == (18 - 4) * weights
+
+
+def route(op, lists, **fields):
+    data = np.zeros((40, 16), np.uint8)
+    data[3 : 3 + len(lists)] = np.array(lists, np.uint32).view(np.uint8)
+    data[0, :4] = np.array([2], np.uint32).view(np.uint8)
+    given = {"op": op, "base": 3, "step": 1, "pixels": len(lists), "out": 20, "b_base": 0,
+             "b_mode": 0, "causal": 0, "channels": 6, "k": 2, "groups": 0} | fields
+    assert unsupported(given) is None
+    return run_vector(given, data)[1].view(np.uint32)
+
+
+def test_routes():
+    lists = [[5, 2, 0, 0], [2, 0, 9, 9], [5, 1, 2, 2]]
+    found = route(VectorOp.DISTINCT, lists, groups=6)
+    assert found[:, 0].tolist() == [0, 1, 2, 5, ABSENT, ABSENT]
+    assert not found[:, 1:].any()
+    assert route(VectorOp.DISTINCT, lists, groups=2)[:, 0].tolist() == [0, 1]
+    assert route(VectorOp.DISTINCT, lists, groups=6, causal=1)[:, 0].tolist() == list(range(6))
+    assert route(VectorOp.PLACES, lists).tolist() == [[1, 2, 6, 6]]
+    assert route(VectorOp.PLACES, lists, b_mode=1).tolist() == [[6, 1, 2, 6], [6, 6, 6, 6]]
+    assert "PLACES of 3" in (unsupported({"op": VectorOp.PLACES, "k": 3, "pixels": 1, "b_mode": 1,
+                                          "groups": 0}) or "")
+
+
+def test_cache():
+    """Slots keep experts from step to step: each that comes again is not loaded again."""
+    network = moe_batch("m", 1, tokens=1, steps=6, zipf=1.0, experts=8, width=48, inner=80)
+    want = exact(network, network.given)
+    loaded = {}
+    for mode, slots in (("distinct", 4), ("cached", 2), ("cached", 4), ("cached", 8)):
+        settings = [f"prefetch.experts={mode}", f"prefetch.expert_slots={slots}"]
+        program = compile_network(network, load_config("small", settings))
+        interpreter = Interpreter(program.config, program.global_image(network.given))
+        found = program.graph_outputs(interpreter.run())
+        for name, values in want.items():
+            np.testing.assert_array_equal(found[name], values)
+        loaded[mode, slots] = interpreter.counts.load_words
+    assert loaded["cached", 4] < loaded["cached", 2] < loaded["distinct", 4]
+    with pytest.raises(UserError, match=r"2 experts may occur at once, beside a cache of 1"):
+        compile_network(network, load_config(
+            "small", ["prefetch.experts=cached", "prefetch.expert_slots=1"]))
+    with pytest.raises(UserError, match=r"lower prefetch\.expert_slots"):
+        compile_network(network, load_config("small", [
+            "prefetch.experts=cached", "prefetch.expert_slots=16", "scratchpad.kib=16"]))
+
+
+def test_retain():
+    """Numbers that are held stay; others take what is free, from the pointer on."""
+    data = np.zeros((60, 16), np.uint8)
+
+    def run(lists, held, pointer):
+        data[3 : 3 + len(lists)] = np.array(lists, np.uint32).view(np.uint8)
+        data[40:44, :4] = np.array(held, np.uint32)[:, None].view(np.uint8)
+        data[50, 0] = pointer
+        fields = {"op": VectorOp.RETAIN, "base": 3, "step": 1, "pixels": len(lists), "out": 20,
+                  "b_base": 40, "b_mode": 0, "causal": 0, "channels": 8, "k": 2, "groups": 4,
+                  "table": 50}
+        assert unsupported(fields) is None and early_write(fields) is None
+        where, words = run_vector(fields, data)
+        assert where.tolist() == [*range(40, 44), *range(20, 24), 50]
+        return words.view(np.uint32)[:, 0].tolist()
+
+    none = ABSENT
+    assert run([[5, 2, 0, 0]], [none] * 4, 0) == [2, 5, none, none, 2, 5, none, none, 2]
+    assert run([[5, 7, 0, 0]], [2, 5, none, none], 2) == [2, 5, 7, none, none, none, 7, none, 3]
+    assert run([[1, 3, 0, 0]], [2, 5, 7, none], 3) == [3, 5, 7, 1, 3, none, none, 1, 1]
+    assert run([[1, 3, 0, 0]], [3, 5, 7, 1], 1) == [3, 5, 7, 1, none, none, none, none, 1]
+
+
+def test_refusals():
+    layer, _, _ = experts(300, 1, 32, 16)
+    with pytest.raises(UserError, match="300 inputs of 6 experts: up to 256"):
+        compile_network([layer], load_config("small"))
+    layer, _, _ = experts(5, 3, 32, 16, own=True)
+    with pytest.raises(UserError, match="inputs of their own for 3 experts"):
+        compile_network([layer], load_config("small"))
+    layer, _, _ = experts(200, 1, 1024, 16)
+    with pytest.raises(UserError, match=r"200 tokens: raise scratchpad\.kib"):
+        compile_network([layer], load_config("small", ["scratchpad.kib=64"]))
