@@ -22,7 +22,7 @@ def _network(width: int, layers: int, heads: int, cached: int, steps: int) -> Ne
 def _cases(quick: bool) -> list[Case]:
     chip = "small" if quick else "base"
     shape = (64, 2, 4, 13) if quick else (WIDTH, LAYERS, HEADS, CACHED)
-    counts, sizes = ((1, 4), (0, 24)) if quick else ((1, 2, 4, 8, 16, 32, 64), (0, 24, 48, 72, 96))
+    counts, sizes = ((1, 4), (0, 24)) if quick else ((1, 4, 16, 64), (0, 24, 48, 96))
     half = ("scratchpad.kib=128", f"hbm.edge_kib={512 if quick else 2048}")
     cases = [
         Case(name, f"{steps} steps", "tiny.decode", chip, settings, is_baseline=name == "streamed",
