@@ -33,7 +33,8 @@ def move_runs(
         if indices is None or len(indices) < count2:
             raise ValueError(f"a gather of {count2} needs as many indices, not {indices!r}")
         # Modulo first: index times stride may pass 64 bits.
-        outer = np.asarray(indices, dtype=np.int64)[i2] % FAR_WORDS
+        outer = np.asarray(indices, dtype=np.int64)[i2]
+        outer = np.where(outer == ABSENT, 0, outer) % FAR_WORDS
 
     def walk(start: str, letter: str, last: np.ndarray) -> np.ndarray:
         strides = [fields.get(f"{letter}_stride{k}", 0) for k in range(3)]
@@ -49,11 +50,16 @@ def move_runs(
 def moved_words(
     opcode: Opcode, fields: Mapping[str, int], indices: Sequence[int] | None = None
 ) -> np.ndarray:
-    """(source word, destination word) of every word of a LOAD or STORE, in order.
+    """(source word, destination word) of every word of a LOAD or STORE, in order; a LOAD moves none
+    of `ABSENT` numbers.
 
     int64 of shape (words, 2). The source is far for a LOAD and in the scratchpad for a STORE.
     """
     near, far = move_runs(fields, indices)
+    if opcode == Opcode.LOAD and fields.get("gather") and len(near):
+        turns = np.asarray(indices, dtype=np.int64)[: fields["count2"]]
+        there = np.repeat(turns != ABSENT, len(near) // len(turns))
+        near, far = near[there], far[there]
     within = np.arange(fields.get("run", 0))
     near = ((near[:, None] + within) % NEAR_WORDS).ravel()
     far = ((far[:, None] + within) % FAR_WORDS).ravel()

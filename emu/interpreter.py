@@ -306,6 +306,7 @@ class Interpreter:
         indices = None
         if f["gather"]:
             indices = self._numbers(tile, f)
+            indices[indices == ABSENT] = 0
         return f["scratchpad"] + offsets(f, "s"), f["far"] + offsets(f, "f", indices)
 
     def _numbers(self, tile: Tile, f: Fields) -> NDArray[np.int64]:

@@ -168,7 +168,8 @@ MOVE: Fields = (
 
 
 ABSENT = 0xFFFFFFFF
-"""In the list of a LOAD's outermost loop: nothing is loaded, though its words count as arrived."""
+"""In the list of a LOAD's outermost loop: nothing is loaded, though its words count as arrived. A
+STORE takes it for 0."""
 
 
 class VectorOp(IntEnum):

@@ -92,7 +92,7 @@ async def random(dut, p_idle, p_stall, p_gather):
             memory.place_list(fields["gather_base"], numbers)
         commands.append(fields)
         expected += expected_requests(fields, numbers)
-        words += len(moved_words(Opcode.LOAD, fields, numbers)) - absent
+        words += len(moved_words(Opcode.LOAD, fields, numbers))
         ends.append(len(expected))
     dones = []
     await reset(dut)
