@@ -88,7 +88,7 @@ def plan_caches(config: Config, layers: list[Layer]) -> tuple[Config, dict[int, 
     found: dict[int, Cache] = {}
     if config.prefetch.experts != "cached":
         return config, found
-    at = config.scratchpad.words
+    at = config.scratchpad.free_words
     for layer in layers:
         if isinstance(layer, ExpertLayer) and is_batch(layer) and id(layer.weights) not in found:
             _, outputs, inputs = layer.weights.shape
@@ -242,8 +242,8 @@ def plan_expert_batch(
     step.chunk = min(room, MOST_WORDS // (step.each * step.unit), most)
     if step.chunk < 1:
         raise UserError(f"layer {layer.name}: the weights of 16 outputs of an expert do not fit "
-                        f"the scratchpad of {config.scratchpad.words} words twice beside inputs "
-                        f"and outputs of {step.tokens} tokens: raise scratchpad.kib")
+                        f"the scratchpad of {config.scratchpad.free_words} words twice beside "
+                        f"inputs and outputs of {step.tokens} tokens: raise scratchpad.kib")
     return step
 
 

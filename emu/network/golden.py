@@ -22,7 +22,8 @@ from emu.network.exact import exact
 from emu.network.graph import one_line
 from emu.network.layers import ConvLayer, Network
 from emu.network.qdq import to_integers
-from emu.network.segments import has_own, open_session, run_segments
+from emu.network.segments import has_own, run_segments
+from emu.network.sessions import open_session
 from emu.network.tensors import check_inputs, load_inputs, random_inputs
 
 SATURATION = "u8s8_saturation"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from emu import requantise as rq
 from emu.errors import UserError
 from emu.network.graph import OWN, Node, constants_of, one_line
+from emu.network.sessions import open_session
 from emu.normalise import layer_norm
 
 Values = dict[str, NDArray]
@@ -23,28 +24,6 @@ Values = dict[str, NDArray]
 def has_own(model: Any) -> bool:
     """Whether a model has operators that ONNX Runtime does not know."""
     return any(node.domain == OWN for node in model.graph.node)
-
-
-def open_session(model: Any, name: str) -> Any:
-    """A session of one thread without graph optimisation: every integer operator stays itself.
-
-    Raises
-    ------
-    UserError
-        If ONNX Runtime refuses the model.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # failures come as exceptions
-    try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise UserError(f"{name}: ONNX Runtime refuses it: {one_line(error)}") from None
 
 
 def run_segments(model: Any, inputs: Mapping[str, NDArray], name: str) -> Values:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.network.graph import Node, one_line
+from emu.network.sessions import open_session
 from emu.requantise import from_bytes
 
 
@@ -32,7 +33,6 @@ def operator_table(
     UserError
         If ONNX Runtime refuses the node.
     """
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     kind, out = (
@@ -52,15 +52,10 @@ def operator_table(
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
+    session = open_session(model, f"{node.where}: {node.op} {node.name}")
     values = np.arange(256, dtype=np.uint8)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
         (result,) = session.run(["y"], {"x": values.view(np.int8) if signed else values})
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise node.error(f"ONNX Runtime refuses it: {one_line(error)}") from None
+        raise node.error(f"ONNX Runtime fails: {one_line(error)}") from None
     return np.ascontiguousarray(result).reshape(-1).view(np.uint8)

@@ -244,3 +244,29 @@ def test_rows_of_the_largest(tmp_path):
         "best": (TensorProto.FLOAT, [5, 3]), "which": (TensorProto.INT64, [5, 3])})
     data = {"x": net.rng.standard_normal((10, 16)).astype(np.float32)}
     check(quantised(tmp_path, model, data), 3)
+
+
+def test_sums_become_float32_only():
+    nodes = [
+        helper.make_node("MatMulInteger", ["x", "w", "xz"], ["sums"], "product"),
+        helper.make_node("Cast", ["sums"], ["wide"], "cast", to=TensorProto.DOUBLE),
+        helper.make_node("Cast", ["wide"], ["real"], "narrow", to=TensorProto.FLOAT),
+        helper.make_node(QUANTISE, ["real", "s", "z"], ["y"]),
+    ]
+    constants = {"w": np.ones((16, 20), np.int8), "xz": np.uint8(120), "s": np.float32(9),
+                 "z": np.uint8(100)}
+    model = integer_model(nodes, constants, (TensorProto.UINT8, [4, 20]))
+    with pytest.raises(UserError, match=r"Cast cast \(sums\): int32 sums can only become float32"):
+        import_onnx(model.SerializeToString(), "sums")
+
+
+def test_a_number_of_more_dimensions_is_no_function(tmp_path):
+    """It adds dimensions, which a table does not: refused, not misread."""
+    net = Graph(12)
+    a = net.linear("a", "x", 16, 16)
+    wide = net.node("Mul", [a, net.constant("half", [[[0.5]]])], "wide")
+    net.node("Tanh", [wide], "y")
+    model = net.model({"x": (TensorProto.FLOAT, [5, 16])}, {"y": (TensorProto.FLOAT, [1, 5, 16])})
+    data = {"x": net.rng.standard_normal((6, 16)).astype(np.float32)[:5]}
+    with pytest.raises(UserError, match=r"Mul wide: .* has more dimensions than the other, 2"):
+        quantised(tmp_path, model, data)

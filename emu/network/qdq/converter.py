@@ -31,6 +31,8 @@ SUMS = ("MatMulInteger", "ConvInteger")
 """Operators whose results are int32 sums, which a scale must follow."""
 _CODES = (2, 3)
 """ONNX's numbers of uint8 and int8."""
+_FLOAT = 1
+"""Of float32."""
 _INDICES = (6, 7)
 """Of int32 and int64."""
 _BYTES = {np.dtype(np.int8): "int8", np.dtype(np.uint8): "uint8"}
@@ -128,7 +130,7 @@ class Converter:
         elif node.op in SUMS:
             self._sums(node, proto)
         elif node.op == "Cast" and node.inputs[0] in self.sums:
-            self.pending[node.outputs[0]] = self.pending[node.inputs[0]]
+            self._real_sums(node)
         elif node.op == "TopK" and node.inputs[0] in self.real:
             self._top(node)
         elif node.op == "Gather" and node.inputs[1] in self.numbers:
@@ -273,6 +275,13 @@ class Converter:
             self._refuse(node, "its int32 sums cannot leave the chip: a Cast, a Mul by constants "
                                f"and a {QUANTISE} must follow")
 
+    def _real_sums(self, node: Node) -> None:
+        """Sums as real numbers: the same product."""
+        if node.get("to", 0) != _FLOAT:
+            self._refuse(node, "int32 sums can only become float32")
+            return
+        self.pending[node.outputs[0]] = self.pending[node.inputs[0]]
+
     def _product(self, product: Product, name: str = "", before: _Pending | None = None) -> None:
         """Result ``name`` is ``product``, for now."""
         handler, node, proto, operands = (
@@ -312,6 +321,9 @@ class Converter:
             elif name and (name not in self.constants or self.constants[name].size != 1):
                 return False
         if not parts or not all(part.same_source(parts[0]) for part in parts):
+            return False
+        shapes = {self.shape(name) for name in (*sorted(parts[0].leaves), node.outputs[0])}
+        if len(shapes - {None}) > 1:  # a constant of more dimensions adds some
             return False
         self.functions[node.outputs[0]] = joined(parts, proto)
         return True

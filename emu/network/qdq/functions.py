@@ -16,6 +16,7 @@ from emu.errors import UserError
 from emu.network.builder import IR_VERSION, MICROSOFT_OPSET
 from emu.network.graph import MICROSOFT, one_line
 from emu.network.qdq.scales import Scale, to_integers, to_reals
+from emu.network.sessions import open_session
 
 ELEMENTWISE = {
     "Abs", "Add", "Ceil", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu",
@@ -61,7 +62,6 @@ def table_of(
     UserError
         If ONNX Runtime refuses the nodes, or a value is no number.
     """
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     source = function.source
@@ -77,16 +77,11 @@ def table_of(
     )
     model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[
         helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, MICROSOFT_OPSET)])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
+    session = open_session(model, result)
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options,
-                                               providers=["CPUExecutionProvider"])
         (real,) = session.run([result], dict.fromkeys(leaves, to_reals(values, source)))
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise UserError(f"ONNX Runtime refuses it: {one_line(error)}") from None
+        raise UserError(f"ONNX Runtime fails: {one_line(error)}") from None
     real = np.asarray(real).reshape(-1)
     if real.size != 256 or np.isnan(real).any():
         raise UserError("it is no function element by element, or not a number somewhere")

@@ -79,6 +79,9 @@ def _constant(net: "Importer", node: Node) -> bool:
         if name in net.constants:
             if node.input(3 - index) in net.constants:
                 raise node.error("both its operands are constants: fold them first")
+            rank = len(net.view(node, 3 - index).shape)
+            if net.constants[name].ndim > rank:
+                raise node.error(f"its operand {name} has more dimensions than the other, {rank}")
             return net.constants[name].size == 1
     return False
 
