@@ -34,6 +34,8 @@ Progress = Callable[[str], None]
 class Case:
     """One run: what it is called, on which machine.
 
+    workload: A built-in workload's name; with ``network``, what that is, in words.
+
     group: Cases of one group have equal resources and are compared; ``is_baseline`` marks the one
         that the others are compared with.
     """

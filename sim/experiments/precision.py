@@ -116,8 +116,7 @@ def _group(workload: str, chip: str, copies: Sequence[int], mixed: bool) -> list
         task = None
         if workload in _TASKS and copies == 1:
             task = _task(workload, names or list, _ERRORS[workload])
-        known = "gpt2_small.decode" if workload == HALF else workload
-        return Case(name, workload, known, chip, network=network, task=task,
+        return Case(name, workload, workload, chip, network=network, task=task,
                     is_baseline=name == "int8")
 
     cases = [case("int8", None)]

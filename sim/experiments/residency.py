@@ -25,8 +25,9 @@ def _cases(quick: bool) -> list[Case]:
     counts, sizes = ((1, 4), (0, 24)) if quick else ((1, 4, 16, 64), (0, 24, 48, 96))
     half = ("scratchpad.kib=128", f"hbm.edge_kib={512 if quick else 2048}")
     cases = [
-        Case(name, f"{steps} steps", "tiny.decode", chip, settings, is_baseline=name == "streamed",
-             samples=steps, network=partial(_network, *shape, steps))
+        Case(name, f"{steps} steps", f"decoder {shape[0]} wide, {shape[1]} blocks", chip, settings,
+             is_baseline=name == "streamed", samples=steps,
+             network=partial(_network, *shape, steps))
         for steps in counts
         for name, settings in (
             *((f"{size} KiB a tile pinned" if size else "streamed",

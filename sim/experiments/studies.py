@@ -48,8 +48,8 @@ def _prefetch_cases(quick: bool) -> list[Case]:
         ("tiny.residual", "tiny.residual", "small", None),
     ] if quick else [
         ("resnet50.res4_3x3: one layer", "resnet50.res4_3x3", "base", None),
-        ("BERT block, 128 tokens", "tiny.transformer", "base", _bert_block),
-        *((f"GPT-2 decode, two feed-forward parts, batch {rows}", "tiny.transformer", "base",
+        ("BERT block, 128 tokens", "BERT block", "base", _bert_block),
+        *((f"GPT-2 decode, two feed-forward parts, batch {rows}", "GPT-2 feed-forward", "base",
            partial(_feed_forward, rows)) for rows in (1, 8, 32)),
         ("resnet50", "resnet50", "base", None),
     ]
