@@ -74,13 +74,13 @@ def operator_sums(converter: "Converter", node: Node) -> list[Any] | None:
     zeros = [np.zeros(1, dtype if i == 2 else np.int8) if not node.input(i)
              else constants.get(node.input(i)) for i in (2, 3)]
     if values is None or zeros[0] is None or zeros[1] is None:
-        converter._refuse(node, "its right side and its zero points must be constants")
+        converter.refuse(node, "its right side and its zero points must be constants")
         return None
     if not (known or source in converter.integers or source in converter.graph_inputs):
-        converter._refuse(node, f"{source} is not a quantised tensor")
+        converter.refuse(node, f"{source} is not a quantised tensor")
         return None
     if zeros[0].size != 1:
-        converter._refuse(node, "zero points by row are not supported")
+        converter.refuse(node, "zero points by row are not supported")
         return None
     axis = values.ndim - 1 if node.op == "MatMulInteger" else 0
     x = Scale(source, np.float32(1), np.asarray(zeros[0].reshape(-1)[0]))
@@ -100,22 +100,22 @@ def _bias(
     else:
         values = np.rint(np.asarray(bias, np.float64) / steps)
     info = np.iinfo(np.int32)
-    return [converter._add(f"{name}.bias", np.clip(values, info.min, info.max).astype(np.int32))]
+    return [converter.add(f"{name}.bias", np.clip(values, info.min, info.max).astype(np.int32))]
 
 
 def _weight_operands(converter: "Converter", weights: Weights, name: str) -> list[str]:
     scale = weights.scale.reshape(-1) if weights.scale.size > 1 else weights.scale.reshape(())
     zero = np.broadcast_to(weights.zero.reshape(-1) if weights.zero.size > 1
                            else weights.zero.reshape(()), scale.shape)
-    return [converter._add(f"{name}.w", weights.values),
-            converter._add(f"{name}.w_scale", scale.astype(np.float32)),
-            converter._add(f"{name}.w_zero", zero.astype(weights.values.dtype))]
+    return [converter.add(f"{name}.w", weights.values),
+            converter.add(f"{name}.w_scale", scale.astype(np.float32)),
+            converter.add(f"{name}.w_zero", zero.astype(weights.values.dtype))]
 
 
 def _needs_weights(converter: "Converter", node: Node, operands: list) -> bool:
     if len(operands) > 1 and isinstance(operands[1], Weights):
         return True
-    converter._refuse(node, "its weights must be a constant behind a DequantizeLinear")
+    converter.refuse(node, "its weights must be a constant behind a DequantizeLinear")
     return False
 
 
@@ -124,9 +124,9 @@ def _conv(converter: "Converter", node: Node, proto: Any, operands: list, to: Sc
         return
     x, weights = operands[:2]
     bias = operands[2] if len(operands) > 2 else None
-    converter._copy(
-        proto, [x.name, *converter._of(x, to.name, "x"),
-                *_weight_operands(converter, weights, to.name), *converter._of(to, to.name, "y"),
+    converter.copy(
+        proto, [x.name, *converter.scales(x, to.name, "x"),
+                *_weight_operands(converter, weights, to.name), *converter.scales(to, to.name, "y"),
                 *_bias(converter, x, weights.scale, bias, to.name)], to.name, op="QLinearConv")
 
 
@@ -134,15 +134,15 @@ def _gemm(converter: "Converter", node: Node, proto: Any, operands: list, to: Sc
     if not _needs_weights(converter, node, operands):
         return
     if node.get("alpha", 1.0) != 1.0 or node.get("beta", 1.0) != 1.0 or node.get("transA", 0):
-        converter._refuse(node, "alpha, beta and transA are not supported")
+        converter.refuse(node, "alpha, beta and transA are not supported")
         return
     x, weights = operands[:2]
     bias = operands[2] if len(operands) > 2 else None
     names = _bias(converter, x, weights.scale, bias, to.name) or [""]
-    converter._copy(
-        proto, [x.name, *converter._of(x, to.name, "x"),
+    converter.copy(
+        proto, [x.name, *converter.scales(x, to.name, "x"),
                 *_weight_operands(converter, weights, to.name), *names,
-                *converter._of(to, to.name, "y")],
+                *converter.scales(to, to.name, "y")],
         to.name, op="QGemm", domain=MICROSOFT, drop=("beta",))
 
 
@@ -152,9 +152,9 @@ def _matmul(converter: "Converter", node: Node, proto: Any, operands: list, to: 
         _biased(converter, node, operands, to)
         return
     right = (_weight_operands(converter, b, to.name) if isinstance(b, Weights)
-             else [b.name, *converter._of(b, to.name, "b")])
-    converter._copy(proto, [a.name, *converter._of(a, to.name, "a"), *right,
-                            *converter._of(to, to.name, "y")], to.name, op="QLinearMatMul")
+             else [b.name, *converter.scales(b, to.name, "b")])
+    converter.copy(proto, [a.name, *converter.scales(a, to.name, "a"), *right,
+                            *converter.scales(to, to.name, "y")], to.name, op="QLinearMatMul")
 
 
 def _biased(converter: "Converter", node: Node, operands: list, to: Scale) -> None:
@@ -162,21 +162,21 @@ def _biased(converter: "Converter", node: Node, operands: list, to: Scale) -> No
     x, weights, bias = operands
     shape = converter.shape(node.outputs[0])
     if weights.values.ndim != 2 or shape is None:
-        converter._refuse(node, "with a bias behind it, it needs a constant matrix and a known "
+        converter.refuse(node, "with a bias behind it, it needs a constant matrix and a known "
                                 "shape")
         return
     flat, y = x.name, to.name
     if len(shape) != 2:
         flat, y = f"{to.name}.rows", f"{to.name}.product"
-        converter._emit("Reshape", [x.name, converter._add(
+        converter.emit("Reshape", [x.name, converter.add(
             f"{to.name}.as_rows", np.array([-1, weights.values.shape[0]]))], flat)
-    converter._emit(
-        "QGemm", [flat, *converter._of(x, to.name, "x"),
+    converter.emit(
+        "QGemm", [flat, *converter.scales(x, to.name, "x"),
                   *_weight_operands(converter, weights, to.name),
                   *_bias(converter, x, weights.scale, bias, to.name),
-                  *converter._of(to, to.name, "y")], y, MICROSOFT)
+                  *converter.scales(to, to.name, "y")], y, MICROSOFT)
     if y != to.name:
-        converter._emit("Reshape", [y, converter._add(f"{to.name}.shape", np.array(shape))],
+        converter.emit("Reshape", [y, converter.add(f"{to.name}.shape", np.array(shape))],
                         to.name)
 
 
@@ -188,8 +188,8 @@ def _binary(op: str) -> Handler:
             role = "ab"[index]
             if not isinstance(each, Scale):
                 each = _constant_operand(converter, each, like, f"{to.name}.{role}")
-            names += [each.name, *converter._of(each, to.name, role)]
-        converter._copy(proto, [*names, *converter._of(to, to.name, "y")], to.name, op=op,
+            names += [each.name, *converter.scales(each, to.name, role)]
+        converter.copy(proto, [*names, *converter.scales(to, to.name, "y")], to.name, op=op,
                         domain=MICROSOFT)
     return emit
 
@@ -201,23 +201,23 @@ def _constant_operand(
     dtype = like.zero.dtype
     if isinstance(value, Weights) and value.values.dtype == dtype and value.scale.size == 1:
         zero = np.asarray(value.zero.reshape(-1)[0], dtype)
-        return Scale(converter._add(name, value.values), np.float32(value.scale.reshape(-1)[0]),
+        return Scale(converter.add(name, value.values), np.float32(value.scale.reshape(-1)[0]),
                      zero)
     real = np.asarray(value.real if isinstance(value, Weights) else value, np.float64)
     zero = np.asarray(0 if dtype == np.int8 else 128, dtype)
     scale = np.float32(max(np.abs(real).max(initial=0), 1e-30) / 127)
     steps = np.clip(np.rint(real / scale), -127, 127) + int(zero)
-    return Scale(converter._add(name, steps.astype(dtype)), scale, zero)
+    return Scale(converter.add(name, steps.astype(dtype)), scale, zero)
 
 
 def _concat(converter: "Converter", node: Node, proto: Any, operands: list, to: Scale) -> None:
     if not all(isinstance(each, Scale) for each in operands):
-        converter._refuse(node, "constants beside activations are not supported")
+        converter.refuse(node, "constants beside activations are not supported")
         return
-    ends = converter._of(to, to.name, "y")
+    ends = converter.scales(to, to.name, "y")
     for index, each in enumerate(operands):
-        ends += [each.name, *converter._of(each, f"{to.name}.{index}", "x")]
-    converter._copy(proto, ends, to.name, op="QLinearConcat", domain=MICROSOFT)
+        ends += [each.name, *converter.scales(each, f"{to.name}.{index}", "x")]
+    converter.copy(proto, ends, to.name, op="QLinearConcat", domain=MICROSOFT)
 
 
 def _layer_norm(converter: "Converter", node: Node, proto: Any, operands: list, to: Scale) -> None:
@@ -225,21 +225,21 @@ def _layer_norm(converter: "Converter", node: Node, proto: Any, operands: list, 
 
     x, rank = operands[0], len(converter.shape(node.inputs[0]) or ())
     if any(node.outputs[1:]):
-        converter._refuse(node, "its mean and deviation are not supported as outputs")
+        converter.refuse(node, "its mean and deviation are not supported as outputs")
         return
     if node.get("axis", -1) not in (-1, rank - 1):
-        converter._refuse(node, "only the last axis is supported")
+        converter.refuse(node, "only the last axis is supported")
         return
     if any(isinstance(each, Scale) for each in operands[1:]):
-        converter._refuse(node, "its scale and bias must be constants")
+        converter.refuse(node, "its scale and bias must be constants")
         return
     rest = [np.asarray(each.real if isinstance(each, Weights) else each, np.float32).reshape(-1)
             for each in operands[1:]]
     gamma = rest[0]
     beta = rest[1] if len(rest) > 1 else np.zeros_like(gamma)
-    converter._emit("LayerNorm", [
-        x.name, *converter._of(x, to.name, "x"), converter._add(f"{to.name}.gamma", gamma),
-        converter._add(f"{to.name}.beta", beta), *converter._of(to, to.name, "y")], to.name, OWN)
+    converter.emit("LayerNorm", [
+        x.name, *converter.scales(x, to.name, "x"), converter.add(f"{to.name}.gamma", gamma),
+        converter.add(f"{to.name}.beta", beta), *converter.scales(to, to.name, "y")], to.name, OWN)
     converter.nodes[-1].attribute.append(
         helper.make_attribute("epsilon", float(node.get("epsilon", 1e-5))))
     converter.nodes[-1].name = node.name
@@ -250,8 +250,9 @@ def _unary(op: str, **more: Any) -> Handler:
         from onnx import helper
 
         x = operands[0]
-        converter._copy(proto, [x.name, *converter._of(x, to.name, "x"),
-                                *converter._of(to, to.name, "y")], to.name, op=op, domain=MICROSOFT)
+        converter.copy(
+            proto, [x.name, *converter.scales(x, to.name, "x"),
+                    *converter.scales(to, to.name, "y")], to.name, op=op, domain=MICROSOFT)
         for name, value in more.items():
             converter.nodes[-1].attribute.append(helper.make_attribute(name, value))
     return emit
@@ -267,7 +268,7 @@ def _softmax(converter: "Converter", node: Node, proto: Any, operands: list, to:
 def _max_pool(converter: "Converter", node: Node, proto: Any, operands: list, to: Scale) -> None:
     x = operands[0]
     inner = to if x.same(to) else Scale(f"{to.name}.pooled", x.scale, x.zero)
-    converter._copy(proto, [x.name], inner.name)
+    converter.copy(proto, [x.name], inner.name)
     if inner is not to:
         converter._requantise(inner, to)
 
