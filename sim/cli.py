@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the machine failed (mismatch, broken invariant, no end), 2
 
 import argparse
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -99,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--quick", action="store_true", help="a short version on the small chip")
     study.add_argument("--json", metavar="F", help="write the results here (- for the terminal)")
     study.add_argument("--chart", metavar="F.html", help="write a page of bars")
+    study.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), metavar="N",
+                       help="rows made at a time (default: %(default)s, 1 a core, 4 at most)")
 
     quantise = commands.add_parser("quantize", help="make a QDQ model of a float one")
     quantise.add_argument("model", help="float .onnx file")
@@ -282,7 +285,7 @@ def _experiment(arguments: argparse.Namespace, console: Console) -> None:
     check_writable(arguments.chart)
     with Console(stderr=True).status("") as status:
         found = experiment(arguments.names, quick=arguments.quick, output=output,
-                           progress=status.update)
+                           progress=status.update, jobs=arguments.jobs)
     if arguments.json != "-":
         for study in found:
             console.print(experiment_table(study))

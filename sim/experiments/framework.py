@@ -173,15 +173,18 @@ def _named(case: Case) -> dict[str, Any]:
 
 def experiment(
     names: Iterable[str] = (), *, quick: bool = False, output: str | None = None,
-    progress: Progress = lambda text: None,
+    progress: Progress = lambda text: None, jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Run the experiments called ``names``, all if there are none; the README names the keys.
+
+    jobs: Rows made at a time, each by a process of its own if more than one.
 
     Raises
     ------
     UserError: If there is no such experiment, or ``output`` cannot be written.
     RunError: If a run fails: no row is made of it.
     """
+    from sim.experiments.pool import made
     from sim.experiments.studies import EXPERIMENTS
 
     wanted = list(names) or list(EXPERIMENTS)
@@ -190,21 +193,21 @@ def experiment(
         raise UserError(f"experiment {unknown[0]}: must be one of {', '.join(EXPERIMENTS)}")
     check_writable(output)
     check_cache()
-    found = []
-    for name in wanted:
-        study = EXPERIMENTS[name]
-        rows, skipped = study.measure(quick, progress) if study.measure else [], []
-        for case in study.cases(quick):
-            try:
-                rows.append((study.row or _row)(case, progress))
-            except UserError as error:  # the workload does not fit this machine
-                skipped.append(f"{case.group}, {case.name}: {error}")
-        found.append({
-            "schema": SCHEMA, "experiment": name, "idea": study.idea, "baseline": study.baseline,
-            "quick": quick, "rows": rows, "null_case": study.null_case,
-            "losing_case": study.losing_case, "findings": study.findings(rows), "skipped": skipped,
-        })
-    return found
+    if jobs < 1:
+        raise UserError(f"jobs: must be at least 1, not {jobs}")
+    found = made(wanted, quick, jobs, progress)
+    return [
+        {"schema": SCHEMA, "experiment": name, "idea": study.idea, "baseline": study.baseline,
+         "quick": quick, "rows": found[name][0], "null_case": study.null_case,
+         "losing_case": study.losing_case, "findings": study.findings(found[name][0]),
+         "skipped": found[name][1]}
+        for name, study in ((name, EXPERIMENTS[name]) for name in wanted)
+    ]
+
+
+def row_of(study: Experiment, case: Case, progress: Progress) -> dict[str, Any]:
+    """The row of one of its cases: kept, or made."""
+    return (study.row or _row)(case, progress)
 
 
 def compared(rows: Sequence[Mapping[str, Any]], measure: Callable[[Mapping[str, Any]], float]):

@@ -77,5 +77,7 @@ def test_bad_input(capsys):
         framework.experiment(["photons"])
     with pytest.raises(UserError, match="cannot write"):
         framework.experiment(["prefetch"], output="/nowhere/x.json")
+    with pytest.raises(UserError, match="jobs: must be at least 1, not 0"):
+        framework.experiment(["prefetch"], jobs=0)
     assert main(["experiment", "photons"]) == 2
     assert "must be one of" in capsys.readouterr().err

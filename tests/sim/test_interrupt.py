@@ -63,10 +63,14 @@ def alive(pid):
 
 
 def start(workload, cache, temporary):
+    return begin(["run", workload, "--chip", "small"], cache, temporary)
+
+
+def begin(arguments, cache, temporary):
     temporary.mkdir()
     environment = {**os.environ, "HEADRACE_CACHE": str(cache), "TMPDIR": str(temporary)}
     return subprocess.Popen(
-        [sys.executable, "-m", "sim.cli", "run", workload, "--chip", "small"], text=True,
+        [sys.executable, "-m", "sim.cli", *arguments], text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True,
     )
 
@@ -94,6 +98,16 @@ def test_in_a_run(tmp_path):
     assert left == []
     assert list((tmp_path / "tmp").glob("headrace*")) == []
     assert run("tiny.conv3x3", chip="small")["verified"]["mismatches"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_processes_that_make_rows(tmp_path, number):
+    process = begin(["experiment", "prefetch", "--quick", "--jobs", "2"], tmp_path / "cache",
+                    tmp_path / "tmp")
+    error, left = interrupt(process, lambda command: "spawn_main" in command, number)
+    assert error == "headrace: interrupted\n" and process.returncode == 130
+    assert left == []
+    assert list((tmp_path / "tmp").glob("headrace*")) == []
 
 
 def test_a_simulator_that_dies(tmp_path):
