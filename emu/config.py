@@ -278,6 +278,14 @@ class Storage(Section):
         return -(-self.page_kib * 1024 // self.bytes_per_cycle)
 
 
+class Mapping(Section):
+    mode: Literal["auto", "retained", "weight_streaming", "activation_streaming"] = Field(
+        "auto", description="how layers with weights are dealt to tiles: as is quickest by the "
+        "model; always over output channels; over as many pixels as there are, so that weights are "
+        "multicast; every layer to a group of tiles of its own"
+    )
+
+
 class Clock(Section):
     mhz: int = Field(1000, ge=1, le=10000, description="nominal, for reports only")
 
@@ -292,6 +300,7 @@ class Config(Section):
     hbm: Hbm = Hbm()
     prefetch: Prefetch = Prefetch()
     storage: Storage = Storage()
+    mapping: Mapping = Mapping()
     clock: Clock = Clock()
 
     @model_validator(mode="after")

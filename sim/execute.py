@@ -75,6 +75,7 @@ def hardware_key(config: Config) -> Config:
     hbm = config.hbm.model_copy(update={"sum_rows": min(config.hbm.sum_rows, 1)})
     return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
                                      "scratchpad": scratchpad, "core": core, "hbm": hbm,
+                                     "mapping": type(config.mapping)(),
                                      "clock": type(config.clock)()})
 
 

@@ -64,6 +64,7 @@ class Geometry:
     table_words: int = 0             # residual's table, byte table
     packed: bool = False             # weights as nibbles
     tapped: bool = False             # diagonal, and three columns of the kernel in one pass
+    area: tuple[int, int, int, int] | None = None  # x, y, columns, rows of its tiles; None: all
 
     @property
     def pixels(self) -> int:

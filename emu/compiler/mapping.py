@@ -7,7 +7,7 @@ power-of-two strides.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from emu.compiler.geometry import Geometry
@@ -18,6 +18,8 @@ MAX_STRIDE = 8
 
 Rect = tuple[int, int, int, int, int, int]
 """x0, x1, y0, y1, xs, ys as in `emu.isa.RECT`."""
+Area = tuple[int, int, int, int]
+"""x, y of the first tile, columns, rows."""
 
 
 def encode_rect(rect: Rect) -> int:
@@ -38,14 +40,16 @@ def single(x: int, y: int) -> Rect:
 
 @dataclass(frozen=True)
 class Axis:
-    """One mesh direction cut in ``pixel_parts x channel_parts``."""
+    """One mesh direction cut in ``pixel_parts x channel_parts``, from coordinate ``first`` on."""
 
     pixel_parts: int
     channel_parts: int
     pixels_inner: bool
+    first: int = 0
 
     def position(self, p: int, c: int) -> int:
-        return c * self.pixel_parts + p if self.pixels_inner else p * self.channel_parts + c
+        inside = c * self.pixel_parts + p if self.pixels_inner else p * self.channel_parts + c
+        return self.first + inside
 
     def over_channels(self, p: int) -> tuple[int, int, int]:
         """(first, last, log2 stride) of pixel part ``p``."""
@@ -130,17 +134,44 @@ class Cost:
         return max(self.compute, self.hbm / 0.9, self.inbound), self.inbound
 
 
-def candidates(config: Config, pixels: int, groups: int) -> list[Split]:
-    """Splits worth costing: no empty pixel part, at most one channel part per output group
-    unless that is the only way to use a whole row or column."""
+def tile_groups(config: Config, wanted: int) -> list[Area]:
+    """At most ``wanted`` equal rectangles of tiles, as many as halving the mesh again and again
+    gives; they follow one another as a snake, so that neighbours in order are neighbours."""
+    width, height = config.mesh.cols, config.mesh.rows
+    while 2 * config.mesh.tiles // (width * height) <= wanted:
+        if height >= width and height % 2 == 0:
+            height //= 2
+        elif width % 2 == 0:
+            width //= 2
+        else:
+            break
+    found = []
+    for y in range(0, config.mesh.rows, height):
+        row = [(x, y, width, height) for x in range(0, config.mesh.cols, width)]
+        found += row if y // height % 2 == 0 else row[::-1]
+    return found
+
+
+def candidates(
+    config: Config, pixels: int, groups: int, area: Area | None = None
+) -> list[Split]:
+    """Splits worth costing, in ``area`` or the whole mesh: no empty pixel part, at most one channel
+    part per output group unless that is the only way to use a whole row or column. Of those that
+    ``mapping.mode`` leaves: one pixel part, or the most that there are."""
     found = {}
-    for rows in _axes(config.mesh.rows, fill=True):
-        for cols in _axes(config.mesh.cols, fill=True):
-            split = Split(rows, cols)
+    x, y, width, height = area or (0, 0, config.mesh.cols, config.mesh.rows)
+    for rows in _axes(height, fill=True):
+        for cols in _axes(width, fill=True):
+            split = Split(replace(rows, first=y), replace(cols, first=x))
             if split.pixel_parts <= pixels:
                 key = (rows.pixel_parts, rows.channel_parts, cols.pixel_parts, cols.channel_parts)
                 found[key] = split
-    return list(found.values())
+    splits = list(found.values())
+    if config.mapping.mode == "auto":
+        return splits
+    parts = [split.pixel_parts for split in splits]
+    kept = max(parts) if config.mapping.mode == "weight_streaming" else 1
+    return [split for split in splits if split.pixel_parts == kept]
 
 
 def cost(config: Config, shape: Geometry, groups: range, split: Split) -> Cost:
@@ -172,5 +203,5 @@ def cost(config: Config, shape: Geometry, groups: range, split: Split) -> Cost:
 
 def choose(config: Config, shape: Geometry, groups: range) -> list[Split]:
     """All candidates, best first."""
-    found = candidates(config, shape.pixels, len(groups))
+    found = candidates(config, shape.pixels, len(groups), shape.area)
     return sorted(found, key=lambda split: cost(config, shape, groups, split).key)

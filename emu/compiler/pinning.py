@@ -5,12 +5,13 @@ A layer's weights are *pinned* if every tile that computes with them holds its p
 behind the frames, loaded once at the program's start; the array takes them from there in every step
 that uses them. It pays where steps repeat layers, as a decoder's do. In the order of the program,
 every layer that fits is pinned; a layer whose pixels are dealt to several tiles is not, because its
-weights would lie in the chip several times.
+weights would lie in the chip several times. Groups of tiles (`mapping.mode`) are filled apart.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from emu.compiler.mapping import Area
 from emu.compiler.stream import Step, Tile
 from emu.config import BLOCK_TILES, Config
 
@@ -54,14 +55,16 @@ def pin(config: Config, steps: Mapping[int, Step]) -> Pins:
     uses: dict[int, list[int]] = {}
     for index, step in steps.items():
         uses.setdefault(id(step.weight_base), []).append(index)
-    used = 0
+    used: dict[Area | None, int] = {}  # each group of tiles has pins of its own
     for indexes in uses.values():
         step = steps[indexes[0]]
         size = max(_size(step, c) for c in step.weights)
-        if step.plan.split.pixel_parts > 1 or used + size > config.scratchpad.pinned_words:
+        area = step.plan.shape.area
+        room = config.scratchpad.pinned_words - used.get(area, 0)
+        if step.plan.split.pixel_parts > 1 or size > room:
             continue
-        base = config.scratchpad.free_words + used
-        used += size
+        base = config.scratchpad.words - room
+        used[area] = used.get(area, 0) + size
         pins.first.add(indexes[0])
         pins.bases |= dict.fromkeys(indexes, base)
         for c in step.weights:

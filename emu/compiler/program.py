@@ -41,7 +41,7 @@ from emu.compiler.images import (
     to_channels,
     weight_tiles,
 )
-from emu.compiler.mapping import single
+from emu.compiler.mapping import single, tile_groups
 from emu.compiler.pinning import Pins, pin
 from emu.compiler.placement import near_channels
 from emu.compiler.plan_layer import plan_layer
@@ -341,11 +341,28 @@ def _macs(layer: ConvLayer) -> int:
 def _plan(config: Config, layers: list[Layer], cap: int) -> dict[int, Choice]:
     """The plans of every layer with weights; all share one area of at most ``cap`` frames."""
     shapes = {k: geometry_of(each) for k, each in enumerate(layers) if isinstance(each, ConvLayer)}
+    if config.mapping.mode == "activation_streaming":
+        shapes = _in_groups(config, layers, shapes)
     apart = _plan_apart(config, shapes, cap)
     if not config.scratchpad.resident:
         return apart
     cycles = {k: modelled_cycles(config, each) for k, each in apart.items()}
     return plan_resident(config, _needs(layers, shapes), cap, cycles) or apart
+
+
+def _in_groups(
+    config: Config, layers: list[Layer], shapes: Mapping[int, Geometry]
+) -> dict[int, Geometry]:
+    """Shapes with an area each: as many groups of tiles as the mesh has equal ones for, each for
+    as many neighbouring layers. Layers with the same weights share a group."""
+    order: dict[int, int] = {}
+    for k in shapes:
+        order.setdefault(id(layers[k].weights), len(order))
+    groups = tile_groups(config, len(order))
+    return {
+        k: replace(shape, area=groups[order[id(layers[k].weights)] * len(groups) // len(order)])
+        for k, shape in shapes.items()
+    }
 
 
 def _plan_apart(config: Config, shapes: Mapping[int, Geometry], cap: int) -> dict[int, Choice]:

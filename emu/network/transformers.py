@@ -7,6 +7,7 @@ scales, other tensors.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -246,6 +247,22 @@ def decoder(
     })
 
 
+def perceptron(
+    name: str, seed: int, *, widths: Sequence[int], tokens: int, steps: int
+) -> Network:
+    """Products with a Relu each, one after another, over ``steps`` batches of ``tokens``: its
+    activations meet nothing that is no product. ``widths``: Of the input and of every layer."""
+    net = Stack.create(name, seed)
+    found = []
+    for step in range(steps):
+        net.step = step
+        x = net.input(f"x@{step}", (1, widths[0], 1, tokens))
+        for number, width in enumerate(widths[1:]):
+            x = net.linear(f"layer{number}", x, width, rectified=True)
+        found.append(x)
+    return net.network(*found)
+
+
 def _decode_block(
     net: Stack, block: int, x: Value, cache: Value | None, heads: int, cached: int
 ) -> tuple[Value, Value]:
@@ -265,4 +282,4 @@ def _decode_block(
     return _feed_forward(net, at, net.linear(f"{at}.projection", y, width, added=x)), cache
 
 
-__all__ = ["decoder", "encoder", "gelu"]
+__all__ = ["decoder", "encoder", "gelu", "perceptron"]
