@@ -92,6 +92,11 @@ def modelled_energy(result: Mapping[str, Any], macs: int) -> dict[str, float]:
         "hbm_bit": 8 * (moved["hbm_read"] + moved["hbm_write"]),
         "mesh_link_bit": 8 * moved["mesh_link"],
     }
+    hbm = result["chip"]["hbm"]
+    if hbm["edge_kib"]:
+        events["edge_word"] = counters.total(r"hbm_\d+\..*(?:edge|kept)_words")
+    if hbm["sum_rows"]:
+        events["row_word"] = counters.total(r"hbm_\d+\..*row_words")
     table = coefficients()
     return {level: round(sum(count * table[event][level] for event, count in events.items()))
             for level in LEVELS}

@@ -72,6 +72,20 @@ def test_coefficients_are_ordered():
         assert tomllib.load(file) == framework.coefficients()
 
 
+def test_energy_of_memories_beside_the_channels():
+    """The edge's words and those of summed rows cost something; what is not there does not."""
+    counters = {"hbm_0.controller.activates": 0, "hbm_0.port.edge_words": 5,
+                "hbm_1.port.kept_words": 2, "hbm_0.port.sums.row_words": 3}
+    names = ("scratchpad_read", "scratchpad_write", "hbm_read", "hbm_write", "mesh_link")
+    result = {"counters": counters, "bytes": dict.fromkeys(names, 0)}
+    table = framework.coefficients()
+    for edge, rows in ((0, 0), (64, 0), (0, 1), (64, 3)):
+        result["chip"] = {"hbm": {"edge_kib": edge, "sum_rows": rows}}
+        want = 7 * (edge > 0) * table["edge_word"]["mid"]
+        want += 3 * (rows > 0) * table["row_word"]["mid"]
+        assert framework.modelled_energy(result, 0)["mid"] == round(want)
+
+
 def test_bad_input(capsys):
     with pytest.raises(UserError, match="experiment photons: must be one of prefetch, fusion"):
         framework.experiment(["photons"])
