@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emu.errors import UserError
 from sim import runner
-from sim.cli import OneLineParser
+from sim.arguments import OneLineParser
 from sim.interrupt import stopping
 from sim.waves import Waves
 

@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 the machine failed (mismatch, broken invariant, no end), 2
 
 import argparse
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -18,132 +17,13 @@ from types import ModuleType
 
 from rich.console import Console
 
-from emu.config import PRESETS, load_config
+from emu.config import load_config
 from emu.errors import UserError
+from sim.arguments import ERROR_EXIT, build_parser
 from sim.errors import RunError
 from sim.interrupt import stopping
 
-ERROR_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Errors as one line."""
-
-    def error(self, message: str):
-        self.exit(ERROR_EXIT, f"headrace: {message} (see {self.prog} --help)\n")
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chip", default="base", metavar="C",
-                        help=f"preset ({', '.join(PRESETS)}) or TOML file (default: base)")
-    parser.add_argument("--set", action="append", default=[], dest="settings",
-                        metavar="SECTION.NAME=VALUE", help="change one setting; may be repeated")
-    _add_load(parser)
-
-
-def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--load", action="append", default=[], metavar="F.py",
-                        help="run a Python file first that registers prefetch policies")
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workload", help="built-in name (see headrace list) or .onnx file")
-    _add_machine(parser)
-    parser.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
-    parser.add_argument("--seed", type=int, default=1, help="seeds inputs and the simulator")
-    parser.add_argument("--input", metavar="F.npz", help="inputs by graph input name")
-    parser.add_argument("--cycle-limit", type=int, metavar="N",
-                        help="stop after N cycles (default: from the workload)")
-    parser.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = OneLineParser(prog="headrace", description=__doc__.splitlines()[0])
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", parser_class=OneLineParser, metavar="COMMAND")
-
-    verilog = commands.add_parser("verilog", help="write the chip's Verilog and manifest")
-    _add_machine(verilog)
-    verilog.add_argument("-o", "--output", default="out", metavar="DIR")
-    verilog.add_argument("--testbench", action="store_true",
-                         help="add tb.v, a small image and the command lines that end in PASS")
-
-    run = commands.add_parser("run", help="run a workload on the RTL chip")
-    _add_run(run)
-    run.add_argument("--output", metavar="F.npz", help="keep what the chip computed")
-    run.add_argument("--chart", metavar="F.html", help="write a page of the layers")
-    run.add_argument("--waves", metavar="F", help="record waveforms: .vcd, or .fst")
-    run.add_argument("--wave-tile", metavar="X,Y", help="record one tile only")
-    run.add_argument("--wave-cycles", metavar="A:B", help="record from cycle A to cycle B")
-
-    compare = commands.add_parser("compare", help="one table over several settings")
-    _add_run(compare)
-    compare.add_argument("--vary", action="append", required=True, metavar="NAME=A,B,...",
-                         help="setting and its values, baseline first; may be repeated")
-
-    dram = commands.add_parser("dram", help="play a memory trace on one HBM pseudo-channel")
-    dram.add_argument("trace", help="file of '<cycle> <hex byte address> <R|W>' lines (or .gz)")
-    dram.add_argument("--window", type=int, default=32, metavar="N",
-                      help="64-byte reads under way at most (default: 32)")
-    dram.add_argument("--set", action="append", default=[], dest="settings",
-                      metavar="hbm.NAME=VALUE", help="change one setting; may be repeated")
-    dram.add_argument("--commands", metavar="F", help="write the DRAM commands here")
-    dram.add_argument("--latencies", metavar="F", help="write the latency of each read here")
-    dram.add_argument("--masked", type=int, default=0, metavar="N",
-                      help="give every N-th write a byte mask (default: none)")
-    dram.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
-    dram.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
-
-    study = commands.add_parser("experiment", help="studies of the memory ideas on the RTL chip")
-    study.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
-    study.add_argument("--quick", action="store_true", help="a short version on the small chip")
-    study.add_argument("--json", metavar="F", help="write the results here (- for the terminal)")
-    study.add_argument("--chart", metavar="F.html", help="write a page of bars")
-    study.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), metavar="N",
-                       help="rows made at a time (default: %(default)s, 1 a core, 4 at most)")
-
-    quantise = commands.add_parser("quantize", help="make a QDQ model of a float one")
-    quantise.add_argument("model", help="float .onnx file")
-    quantise.add_argument("--calibrate", required=True, metavar="F.npz",
-                          help="samples by input name, along the first axis")
-    quantise.add_argument("-o", "--output", required=True, metavar="Q.onnx")
-    quantise.add_argument("--observer", default="min_max", metavar="O",
-                          help="min_max (default) or percentile")
-    quantise.add_argument("--percentile", type=float, default=99.99, metavar="P",
-                          help="of values kept, for the percentile observer (default: 99.99)")
-    quantise.add_argument("--int4", default="", metavar="NODE,...",
-                          help="nodes whose weights get 4 bits, or all")
-
-    plan = commands.add_parser("plan", help="how a network's tensors share memory")
-    plan.add_argument("workload", help="built-in name (see headrace list) or .onnx file")
-    _add_machine(plan)
-    plan.add_argument("--strategy", default="greedy_by_size", metavar="S",
-                      help="whose offsets to show: none, first_fit, best_fit, power_of_two, "
-                      "greedy_by_size (default) or exact")
-    plan.add_argument("--picture", metavar="F.html", help="write offset against time as a page")
-    plan.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
-
-    mesh = commands.add_parser("mesh", help="load-latency curve of the mesh alone")
-    mesh.add_argument("--traffic", required=True, metavar="T",
-                      help="uniform, transpose, neighbor, exchange, hotspot:x,y, broadcast:x,y, "
-                      "scatter:x,y or trace:FILE of '<cycle> <src> <dst> <flits>' lines")
-    mesh.add_argument("--size", default="4x4", metavar="COLSxROWS", help="nodes (default: 4x4)")
-    mesh.add_argument("--set", action="append", default=[], dest="settings",
-                      metavar="mesh.NAME=VALUE", help="change one setting; may be repeated")
-    mesh.add_argument("--multicast", type=float, default=0.0, metavar="P",
-                      help="chance that a packet goes to a random rectangle (default: 0)")
-    mesh.add_argument("--soak", type=int, default=0, metavar="N",
-                      help="N cycles at full load instead of a curve")
-    mesh.add_argument("--seed", type=int, default=1, help="of the generators")
-    mesh.add_argument("--plot", metavar="F.html", help="write the curve as a page, with BookSim's "
-                      "figures beside it where there are some")
-    mesh.add_argument("--sim", default="verilator", choices=("verilator", "icarus"))
-    mesh.add_argument("--json", metavar="F", help="write the result here (- for the terminal)")
-
-    _add_load(commands.add_parser("list", help="workloads, chips and policies"))
-    commands.add_parser("doctor", help="what is installed and works")
-    return parser
+FAILURE_EXIT, INTERRUPT_EXIT = 1, 130
 
 
 def _load(path: str) -> None:
