@@ -355,12 +355,11 @@ def _in_groups(
 ) -> dict[int, Geometry]:
     """Shapes with an area each: as many groups of tiles as the mesh has equal ones for, each for
     as many neighbouring layers. Layers with the same weights share a group."""
-    order: dict[int, int] = {}
-    for k in shapes:
-        order.setdefault(id(layers[k].weights), len(order))
+    weights = {k: id(layer.weights) for k in shapes if isinstance(layer := layers[k], ConvLayer)}
+    order = {which: i for i, which in enumerate(dict.fromkeys(weights.values()))}
     groups = tile_groups(config, len(order))
     return {
-        k: replace(shape, area=groups[order[id(layers[k].weights)] * len(groups) // len(order)])
+        k: replace(shape, area=groups[order[weights[k]] * len(groups) // len(order)])
         for k, shape in shapes.items()
     }
 
