@@ -13,6 +13,7 @@ from emu.compiler.expert_step import PARAMETER_WORDS
 from emu.network.exact import exact
 from emu.network.experts import CHOSEN, moe_batch
 from emu.network.layers import Network
+from sim.experiments.expert_bounds import Counts, idle, passes
 from sim.experiments.framework import Case, Experiment, compared
 
 LANES, WORD = 16, 16
@@ -125,19 +126,26 @@ def loaded(row: Mapping[str, Any]) -> float:
 
 
 @cache
-def routing(load: Load) -> tuple[int, float]:
-    """(experts that occur, summed over steps; largest number of tokens of one over the mean), by
-    the golden model."""
+def routing(load: Load) -> Counts:
+    """Tokens of each expert, [step, expert], by the golden model."""
     network = load.network()
     tensors = exact(network, network.given or {}, every=True)
-    occur, total = 0, np.zeros(EXPERTS_OF_LAYER)
+    found = []
     for name, top in tensors.items():
         if name.split("@")[0] == "top":
             words = np.ascontiguousarray(top.reshape(16, -1).T).view(np.uint32)[::2, :CHOSEN]
-            counts = np.bincount(words.reshape(-1), minlength=EXPERTS_OF_LAYER)
-            occur += int((counts > 0).sum())
-            total += counts
-    return occur, float(total.max() / total.mean())
+            found.append(np.bincount(words.reshape(-1), minlength=EXPERTS_OF_LAYER))
+    return np.array(found)
+
+
+def bounds(load: Load) -> str:
+    """What the machine does not do."""
+    counts = routing(load)
+    share = passes(counts, load.tokens, CHOSEN, load.at_once).share
+    return (f"computed, not measured: tokens sorted by expert, {share:.3f} of the cycles of the "
+            f"array's passes; each expert on tiles of its own, these idle {idle(counts):.2f} of "
+            f"the time, with a second copy of the busiest ({load.expert_bytes:,} bytes) "
+            f"{idle(counts, twice=1):.2f}")
 
 
 def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -146,7 +154,9 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cycles = {(g, c): r for g, c, r in compared(rows, lambda r: r["cycles"])}
     for row in rows:
         load, count = ASKED[row["group"], row["case"]][1], loaded(row)
-        occur, uneven = routing(load)
+        counts = routing(load)
+        occur, total = int((counts > 0).sum()), counts.sum(0)
+        uneven = total.max() / total.mean()
         line = (f"{row['group']}: {row['case']}: weights of {count:g} experts ({occur} occur, "
                 f"largest over mean {uneven:.2f}), "
                 f"{count * load.expert_bytes / row['samples']:,.0f} bytes a token")
@@ -154,7 +164,10 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             key = row["group"], row["case"]
             line += f"; {hbm[key]:.3f} of the HBM bytes, {cycles[key]:.3f} of the cycles"
         found.append(line)
-    return found
+    loads = {load: group for group, load in (
+        (row["group"], ASKED[row["group"], row["case"]][1]) for row in rows)}
+    return found + [f"{group}, {load.law}, seed {load.seed}: {bounds(load)}"
+                    for load, group in loads.items()]
 
 
 EXPERTS = Experiment(
