@@ -128,7 +128,8 @@ def _group(workload: str, chip: str, copies: Sequence[int], mixed: bool) -> list
 
 def _cases(quick: bool) -> list[Case]:
     if quick:
-        return [*_group("digits", "small", (), True), *_group("tiny.decode", "small", (4,), False)]
+        return [*_group("digits", "small", (), True), *_group("tiny.decode", "small", (4,), False),
+                *_group("tiny.conv3x3", "small", (), False)]
     cases = [*_group(HALF, "base", (2, 4), False),
              *_group("digits", "base", (4,), True)]
     try:
@@ -162,7 +163,8 @@ PRECISION = Experiment(
     "bounds",
     baseline="int8, a scale for each output channel",
     cases=_cases,
-    null_case="resnet50.res4_3x3: arithmetic bounds it, half the weight bytes save no time",
+    null_case="resnet50.res4_3x3 (quick: tiny.conv3x3): arithmetic bounds it, half the weight "
+    "bytes save hardly any time",
     losing_case="int4 everywhere in minilm: the cosines leave the budget of 0.02; a mixed plan "
     "keeps it on the pairs that it was made on",
     findings=_findings,
