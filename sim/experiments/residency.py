@@ -6,11 +6,20 @@ from functools import cache, partial
 from typing import Any
 
 from emu.network.layers import Network
-from emu.network.transformers import decoder
+from emu.network.transformers import decoder, perceptron
 from sim.experiments.framework import Case, Experiment
 
 WIDTH, LAYERS, HEADS, CACHED = 256, 2, 4, 16
 """A decoder whose weights, 1.5 MiB, fill 96 KiB of each of sixteen scratchpads."""
+WIDTHS = (512, 768, 512, 768, 512)
+"""A perceptron of as many weights: four layers, so that each can have a quarter of the tiles."""
+NARROW = (128,) * 5
+"""One whose activations, of 1,024 tokens, are more than its weights."""
+
+
+@cache
+def _perceptron(widths: tuple[int, ...], tokens: int, steps: int) -> Network:
+    return perceptron(f"perceptron:{tokens}x{steps}", 7, widths=widths, tokens=tokens, steps=steps)
 
 
 @cache
@@ -31,16 +40,42 @@ def _cases(quick: bool) -> list[Case]:
         for steps in counts
         for name, settings in (
             *((f"{size} KiB a tile pinned" if size else "streamed",
-               (f"scratchpad.pinned_kib={size}",)) for size in sizes),
+               (f"scratchpad.pinned_kib={size}",)) for size in sizes
+              if steps < 64 or size in (0, 96)),  # a minute each, and flat by then
             ("half of all SRAM at the edge", half),
         )
     ]
+    cases += _modes(quick)
     if quick:
         return cases
     return cases + [
         Case(f"{size} KiB a tile pinned" if size else "streamed", "resnet50: every layer once",
              "resnet50", "base", (f"scratchpad.pinned_kib={size}",), is_baseline=size == 0)
         for size in (0, 128)
+    ]
+
+
+def _modes(quick: bool) -> list[Case]:
+    """A perceptron: what is kept where, by tokens of a step and steps."""
+    chip, room = ("small", 8) if quick else ("base", 96)
+    points = [((64, 96, 64), 8, 2)] if quick else [
+        *((WIDTHS, tokens, steps) for tokens, steps in ((1, 16), (64, 1), (64, 4), (256, 4))),
+        (NARROW, 1024, 4),
+    ]
+    half = ("scratchpad.kib=128", f"hbm.edge_kib={512 if quick else 2048}")
+    return [
+        Case(name, f"perceptron {max(widths)} wide, {tokens} tokens a step, {steps} steps",
+             f"perceptron of {len(widths) - 1} layers", chip, settings,
+             is_baseline=name == "streamed", samples=steps,
+             network=partial(_perceptron, widths, tokens, steps))
+        for widths, tokens, steps in points
+        for name, settings in (
+            ("streamed", ()), ("half of all SRAM at the edge", half),
+            ("weight-streaming", ("mapping.mode=weight_streaming",)),
+            ("retained", ("mapping.mode=retained", f"scratchpad.pinned_kib={room}")),
+            ("activation-streaming", ("mapping.mode=activation_streaming",
+                                      f"scratchpad.pinned_kib={room}")),
+        )
     ]
 
 
@@ -63,7 +98,8 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         found.append(
             f"{row['group']}, {row['case']}: {read / steps / 1024:,.1f} KiB read from HBM a step, "
             f"{initial / 1024:,.1f} KiB of all of them once at the start ({read / before:.3f} of "
-            f"streaming; without that {(read - initial) / before:.3f}); "
+            f"streaming; without that {(read - initial) / before:.3f}; of W (f + N (1 - f)) "
+            f"{read / (before - (steps - 1) * initial):.3f}); "
             f"{row['cycles'] / steps:,.0f} cycles a step"
         )
     return found
@@ -76,8 +112,9 @@ RESIDENCY = Experiment(
     "have all the room that nothing else needs. A rival of equal SRAM has half of it in one shared "
     "scratchpad at the edge, which keeps constants from their first read on",
     cases=_cases,
-    null_case="one step: what is loaded once is used once",
+    null_case="one step: what is loaded once is used once; weight-streaming of one token: no "
+    "pixels to deal, it is the baseline",
     losing_case="resnet50: every layer is used once, and pinned weights take the room of "
-    "activations and frames",
+    "activations and frames; activation-streaming: a group of tiles works while the others wait",
     findings=_findings,
 )

@@ -56,6 +56,15 @@ def test_quick_experiments(tmp_path, capsys, monkeypatch):
     one = "one lookup a bag"
     assert bags[one, "from 3 rows on in HBM"] == bags[one, "summed in the tile"]
     assert bags[one, "summed in HBM"]["mesh_link"] > bags[one, "summed in the tile"]["mesh_link"]
+    modes = {row["case"]: row for study in found if study["experiment"] == "residency"
+             for row in study["rows"] if row["group"].startswith("perceptron")}
+    weights = 2 * 64 * 96
+    for mode in ("retained", "activation-streaming"):
+        assert modes[mode]["initial_load_bytes"] == weights
+        saved = (modes["streamed"]["traffic_bytes"]["hbm_read"]
+                 - modes[mode]["traffic_bytes"]["hbm_read"])
+        assert saved >= weights  # two steps, loaded once
+    assert modes["weight-streaming"]["initial_load_bytes"] == 0
     assert "fusion" in capsys.readouterr().out
 
     def refuse(*_, **__):
