@@ -23,6 +23,7 @@ from emu.network.layers import (
     SoftmaxLayer,
     TopKLayer,
 )
+from emu.network.recorded import recorded
 from emu.network.transformers import GELU_SCALE, GELU_ZERO, PROBABILITY_SCALE, Stack
 
 CHOSEN = 2
@@ -155,16 +156,18 @@ def routed(
 
 def moe_batch(
     name: str, seed: int, *, tokens: int, experts: int, width: int, inner: int, zipf: float = 0.0,
-    steps: int = 1,
+    steps: int = 1, layer: int | None = None,
 ) -> Network:
     """The experts' two layers for ``tokens`` at once, behind a router and the top-k unit; ``steps``
     times one after the other, with other tokens.
 
     A token's first channels are its scores, which the router, an identity, hands on: so routing is
-    chosen by the input and found on the chip. What the experts say is not mixed.
+    chosen by the input and found on the chip: by Zipf's law, or as recorded from a ``layer`` of a
+    trained mixture. What the experts say is not mixed.
     """
     net = _Block.create(name, seed)
-    scores = routed(net.composer.rng, steps * tokens, experts, zipf)
+    scores = (routed(net.composer.rng, steps * tokens, experts, zipf) if layer is None
+              else recorded(steps * tokens, layer, seed))
     outputs, given = [], {}
     for net.step in range(steps):
         x = net.input(net.label("x"), (1, width, 1, tokens))

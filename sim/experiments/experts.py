@@ -21,6 +21,8 @@ MODES = {"all experts": "all", "each token's own": "per_token", "distinct expert
 """Case to `prefetch.experts`; others are caches of so many experts of a layer."""
 ALL, OWN, DISTINCT = MODES
 LAWS = {"uniform": 0.0, "Zipf 0.5": 0.5, "Zipf 1": 1.0}
+TRAINED = "trained"
+"""The law of the routing recorded from the middle layer of a trained mixture."""
 SIZES = {"48 x 80": (48, 80), "256 x 512": (256, 512), "768 x 3072": (768, 3072)}
 EXPERTS_OF_LAYER = 8
 
@@ -43,7 +45,8 @@ class Load:
 
     def network(self) -> Network:
         width, inner = SIZES[self.size]
-        return moe_batch(f"moe.{self.group}", self.seed, tokens=self.tokens, zipf=LAWS[self.law],
+        return moe_batch(f"moe.{self.group}", self.seed, tokens=self.tokens,
+                         zipf=LAWS.get(self.law, 0.0), layer=1 if self.law == TRAINED else None,
                          steps=self.steps, experts=EXPERTS_OF_LAYER, width=width, inner=inner)
 
     @property
@@ -97,18 +100,18 @@ def _cases(quick: bool) -> list[Case]:
         cases = [case for tokens in (1, 3, 32) for case in
                  _group(Load(small, tokens), "small", tuple(MODES))]
         return cases + _group(Load(small, 1, 6, "Zipf 1"), "small", (DISTINCT, *_cached(2, 4)),
-                              DISTINCT)
+                              DISTINCT, laws=(TRAINED,))
     cases = _group(Load(middle, 1), "base", tuple(MODES))
     for tokens in (2, 4, 8, 16):
-        cases += _group(Load(middle, tokens), "base", tuple(MODES), laws=tuple(LAWS),
-                        seeds=(1, 2, 3))
+        cases += _group(Load(middle, tokens), "base", tuple(MODES),
+                        laws=(*LAWS, TRAINED), seeds=(1, 2, 3))
     for tokens in (32, 64, 128):
         modes = tuple(MODES) if tokens == 32 else (ALL, DISTINCT)
         cases += _group(Load(middle, tokens), "base", modes, laws=tuple(LAWS))
     cases += _group(Load(middle, 1, 32), "base", (DISTINCT, *_cached(2, 4, 6)), DISTINCT,
-                    laws=tuple(LAWS), seeds=(1, 2, 3), more=_cached(4))
-    cases += [_case(Load(middle, 1, 32, "Zipf 1"), "base", mode, DISTINCT)
-              for mode in _cached(2, 6)]
+                    laws=(*LAWS, TRAINED), seeds=(1, 2, 3), more=_cached(4))
+    cases += [_case(Load(middle, 1, 32, law), "base", mode, DISTINCT)
+              for law in ("Zipf 1", TRAINED) for mode in _cached(2, 6)]
     for tokens in (1, 8):
         cases += _group(Load(large, tokens), "base", tuple(MODES))
     return cases

@@ -12,6 +12,8 @@ from emu.isa import ABSENT, VectorOp
 from emu.network.exact import exact, run_layer
 from emu.network.experts import moe_batch
 from emu.network.layers import ExpertLayer, Operand
+from emu.network.recorded import LAYERS, recorded
+from emu.network.trained import DATA
 from emu.vector_model import early_write, run_vector, unsupported
 
 EXPERTS = 6
@@ -144,3 +146,34 @@ def test_refusals():
     layer, _, _ = experts(200, 1, 1024, 16)
     with pytest.raises(UserError, match=r"200 tokens: raise scratchpad\.kib"):
         compile_network([layer], load_config("small", ["scratchpad.kib=64"]))
+
+
+def test_recorded_routing():
+    """The trained mixture's weights give the routing that was recorded, and the chip finds it."""
+    with np.load(DATA / "experts.npz") as archive:
+        w = {name: archive[name].astype(np.float32) * archive[f"{name}.scale"]
+             for name in archive.files if f"{name}.scale" in archive.files}
+    with np.load(DATA / "digits.npz") as archive:
+        images, labels = archive["image"].reshape(-1, 64), archive["label"]
+    h = images / np.float32(16) @ w["first"].T
+    for layer in range(LAYERS):
+        scores = h @ w[f"router{layer}"].T
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        two = np.argsort(-p, 1, kind="stable")[:, :2]
+        kept = recorded(len(h), layer, 1).T
+        found = np.argsort(-kept.astype(int), 1, kind="stable")[:, :2]
+        # Float sums may differ in their last bits by machine: close scores may change places.
+        assert (np.sort(found, 1) == np.sort(two, 1)).all(1).mean() > 0.98
+        mixed = np.zeros_like(h)
+        for expert in range(8):
+            gate = p[:, expert] * (two == expert).any(1)
+            up, down = w[f"up{layer}"][expert], w[f"down{layer}"][expert]
+            mixed += gate[:, None] * (np.maximum(h @ up.T, 0) @ down.T)
+        h = h + mixed
+    assert abs(int(((h @ w["last"].T).argmax(1) == labels).sum()) - 348) <= 1
+    network = moe_batch("m", 2, tokens=20, experts=8, width=48, inner=80, layer=1)
+    top = exact(network, network.given, every=True)["top"]
+    words = np.ascontiguousarray(top.reshape(16, -1).T).view(np.uint32)[::2, :2]
+    want = np.argsort(-recorded(20, 1, 2).T.astype(int), 1, kind="stable")[:, :2]
+    np.testing.assert_array_equal(words, want)
