@@ -191,17 +191,20 @@ class ExpertBatchStep(UnitStep):
         TileExpertBatch(emitter, index, self, tile).emit()
 
     def roofline(self, config: Config) -> Roofline:
-        """Compulsory is one expert's weights: all tokens may choose the same."""
+        """Compulsory is one expert's weights: all tokens may choose the same; none where a cache
+        may hold all that occur from an earlier step."""
         most = max(end - first for first, end in self.work.values())
         least = self.layer.k if self.places and self.mode != "all" else self.words * self.each
-        chosen = least * self.target.groups * self.unit
+        held = self.cache is not None and not self.cache.begins
+        loaded = 0 if held else least
+        chosen = loaded * self.target.groups * self.unit
         reads = {tensor.name: tensor.words for tensor in self.sources[:1]}
         total = sum(reads.values()) + chosen + self.table_words + self.target.words
         return Roofline(
             name=self.layer.name, compute=least * most * self.depth * TILE_WORDS,
             hbm=total / config.hbm.channels,
-            inbound=self.tokens + self.sources[0].words + least * most * self.unit, reads=reads,
-            constant_words=self.target.groups * self.unit + self.table_words,
+            inbound=self.tokens + self.sources[0].words + loaded * most * self.unit, reads=reads,
+            constant_words=self.table_words + (0 if held else self.target.groups * self.unit),
             write_words=self.target.words, macs=self.layer.macs,
         )
 

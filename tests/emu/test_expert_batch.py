@@ -95,7 +95,7 @@ def test_cache():
     """Slots keep experts from step to step: each that comes again is not loaded again."""
     network = moe_batch("m", 1, tokens=1, steps=6, zipf=1.0, experts=8, width=48, inner=80)
     want = exact(network, network.given)
-    loaded = {}
+    loaded, compulsory = {}, {}
     for mode, slots in (("distinct", 4), ("cached", 2), ("cached", 4), ("cached", 8)):
         settings = [f"prefetch.experts={mode}", f"prefetch.expert_slots={slots}"]
         program = compile_network(network, load_config("small", settings))
@@ -104,6 +104,9 @@ def test_cache():
         for name, values in want.items():
             np.testing.assert_array_equal(found[name], values)
         loaded[mode, slots] = interpreter.counts.load_words
+        compulsory[mode] = program.compulsory_bytes["hbm_read"]
+    # Of two layers of an expert in 6 steps, only the first step's must be loaded.
+    assert compulsory["distinct"] - compulsory["cached"] == 5 * 16 * (2 * 3 * 5 * 16 + 8 * 8)
     assert loaded["cached", 4] < loaded["cached", 2] < loaded["distinct", 4]
     with pytest.raises(UserError, match=r"2 experts may occur at once, beside a cache of 1"):
         compile_network(network, load_config(
