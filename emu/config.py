@@ -235,9 +235,10 @@ class Prefetch(Section):
         16, ge=16, le=1024, description="words of blocks, while a block lies ready"
     )
     paced: bool = Field(True, description="request no faster than one word a cycle")
-    experts: Literal["distinct", "per_token", "all", "cached"] = Field(
+    experts: Literal["distinct", "per_token", "all", "cached", "sorted"] = Field(
         "distinct", description="whose weights are loaded for several tokens: of the experts that "
-        "occur, of every token's own, of all, of those that occur and are not there from before"
+        "occur, of every token's own, of all, of those that occur and are not there from before; "
+        "sorted: as distinct, and tokens go to their experts alone, block by block"
     )
     expert_slots: int = Field(
         4, ge=1, le=16, description="experts of a layer that stay in the scratchpads, if cached"

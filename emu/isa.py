@@ -210,6 +210,12 @@ class VectorOp(IntEnum):
     """Where in the lists the number at ``b_base`` is: of word p, p*k + j if its place j holds it,
     else pixels*k; with ``b_mode`` = 1 of every place (k = 1, 2, 4), that or pixels*k. Four uint32 a
     word from out on, the last word filled up with pixels*k."""
+    SORT = 12
+    """All places sorted by their numbers, which differ within a word, in `groups` blocks of
+    `height` rows (of 4): a number that occurs begins a block, rising. Block b's number is the word
+    at ``out`` + b, alone; `ABSENT` if there are no more. Row r's place p*k + j, or pixels*k if it
+    has none, is entry r at ``b_base``, four a word; at ``table`` its p (with ``b_mode`` = 1 its
+    place) or 0. What finds no block is left out."""
 
 
 VECTOR: Fields = (

@@ -30,7 +30,7 @@ TWO = (VectorOp.ADD, VectorOp.MULTIPLY)
 NORMS = (VectorOp.LAYER_NORM, VectorOp.RMS_NORM)
 ROWS = (VectorOp.SOFTMAX, *NORMS, VectorOp.TOP_K)
 """Operations on the channels of each pixel."""
-ROUTES = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN)
+ROUTES = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN, VectorOp.SORT)
 """Operations on lists of numbers."""
 MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE, *ROWS, *ROUTES)
 TOP_LIMIT = 8
@@ -85,6 +85,9 @@ def write_addresses(f: Fields) -> Index:
         where = f["out"] + np.arange(count)
         if f["op"] == VectorOp.RETAIN:
             where = np.concatenate([f["b_base"] + np.arange(count), where, [f["table"]]])
+        if f["op"] == VectorOp.SORT:
+            words = np.arange(count * f["height"] // PLACES)
+            where = np.concatenate([where, f["b_base"] + words, f["table"] + words])
         return where % SPACE
     if f["op"] == VectorOp.TOP_K:
         where = f["out"] + pixel * f["out_step"] + np.arange(-(-f["k"] // 4))[:, None]
@@ -136,6 +139,10 @@ def unsupported(f: Fields) -> str | None:
         whole = not f["b_mode"] or PLACES % max(f["k"], 1) == 0
         if op == VectorOp.RETAIN and f["groups"] > NUMBER_LIMIT:
             return f"RETAIN in {f['groups']} slots, more than {NUMBER_LIMIT}"
+        if op == VectorOp.SORT:
+            whole = f["height"] > 0 and f["height"] % PLACES == 0
+            if not whole:
+                return f"SORT in blocks of {f['height']} rows"
         return None if fits and whole else f"{VectorOp(op).name} of {f['k']} numbers a word"
     rows = op in ROWS
     for name in ("groups", "pixels", *(("channels",) if rows else ("kh", "kw", "out_width"))):
@@ -198,6 +205,8 @@ def _routes(f: Fields, data: Bytes) -> Bytes:
         count = min(len(found), f["groups"])
         words[:count, 0] = found[:count]
         return words.view(np.uint8)
+    if f["op"] == VectorOp.SORT:
+        return _sorted(f, numbers)
     hit = numbers == data[f["b_base"]].view(np.uint32)[0]
     nowhere, place = hit.size, np.arange(hit.size).reshape(hit.shape)
     entries = np.where(hit, place, nowhere)
@@ -221,6 +230,26 @@ def _retained(f: Fields, data: Bytes, found: NDArray) -> Bytes:
     words = np.zeros((2 * count + 1, PLACES), np.uint32)
     words[:, 0] = [*held, *awaits, pointer]
     return words.view(np.uint8)
+
+
+def _sorted(f: Fields, numbers: NDArray) -> Bytes:
+    """The blocks' numbers, then the places and the sources of their rows."""
+    size, count = f["height"], f["groups"]
+    heads = np.full(count, ABSENT, np.uint32)
+    places = np.full((count, size), numbers.size, np.uint32)
+    block = 0
+    for number in np.unique(numbers):
+        found = np.flatnonzero(numbers == number)
+        for rows in np.split(found, range(size, len(found), size)):
+            if block < count:
+                heads[block], places[block, : len(rows)] = number, rows
+            block += 1
+    there = places != numbers.size
+    sources = np.where(there, places if f["b_mode"] else places // f["k"], 0).astype(np.uint32)
+    words = np.zeros((count, PLACES), np.uint32)
+    words[:, 0] = heads
+    lists = [each.reshape(-1, PLACES) for each in (places, sources)]
+    return np.concatenate([words, *lists]).view(np.uint8)
 
 
 def _epsilon(f: Fields) -> int:

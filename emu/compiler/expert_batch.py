@@ -7,8 +7,11 @@ is a list (`prefetch.experts`): ``distinct``: the experts that occur, each once,
 both an expert sees all tokens, and a store by list (PLACES) keeps the results of its own.
 ``cached``: as distinct, but in slots that keep their experts from step to step (RETAIN).
 ``per_token``: each token's own list; every weight comes as often as it is used.
+``sorted``: tokens are permuted (SORT): blocks of rows of one expert each, as many as may be needed.
+An expert sees its own tokens alone; its weights come once for each of its blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -129,6 +132,8 @@ class ExpertBatchStep(UnitStep):
     shared: bool
     cache: "Cache | None" = None
     chunk: int = 0
+    block: int = 0
+    """Rows of a block, if tokens are sorted."""
 
     @property
     def depth(self) -> int:
@@ -146,6 +151,9 @@ class ExpertBatchStep(UnitStep):
         experts = len(self.layer.weights)
         if self.cache is not None:
             return self.cache.slots
+        if self.block:  # at worst each expert's last block has one row
+            choices = self.target.pixels
+            return (choices + min(experts, choices) * (self.block - 1)) // self.block
         return experts if self.mode == "all" else min(experts, self.target.pixels)
 
     @property
@@ -155,7 +163,17 @@ class ExpertBatchStep(UnitStep):
     @property
     def places(self) -> int:
         """Words of a list of places."""
-        return 0 if self.mode == "per_token" else -(-self.sources[0].pixels // NUMBERS)
+        return 0 if self.mode == "per_token" else -(-self.unit_rows // NUMBERS)
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows that an entry of the list computes."""
+        return self.block or self.sources[0].pixels
+
+    @property
+    def rows(self) -> int:
+        """Of the inputs in a scratchpad."""
+        return self.words * self.block or self.sources[0].pixels
 
     @property
     def table_words(self) -> int:
@@ -168,14 +186,15 @@ class ExpertBatchStep(UnitStep):
 
     def fixed(self, count: int) -> int:
         """Scratchpad words beside the weights of a tile with ``count`` groups."""
-        x, kept = self.sources[0], count * (self.target.pixels + 1)
-        lists = self.tokens + (self.words * (1 + self.places) if self.places else 0)
-        out = BUFFERS * count * x.pixels if self.places else 0
-        return lists + self.table_words + x.words + out + kept
+        kept = count * (self.target.pixels + 1)
+        each = 1 + self.places * (2 if self.block else 1)
+        lists = self.tokens + (self.words * each if self.places else 0)
+        out = BUFFERS * count * self.unit_rows if self.places else 0
+        return lists + self.table_words + self.depth * self.rows + out + kept
 
     def read_words(self) -> int:
         """At most: of the experts that occur."""
-        total = self.sources[0].words * (1 if self.shared else len(self.work))
+        total = self.depth * self.rows * (1 if self.shared else len(self.work))
         for first, end in self.work.values():
             total += self.tokens + self.table_words
             if self.cache is not None and self.cache.begins:
@@ -184,8 +203,9 @@ class ExpertBatchStep(UnitStep):
         return total
 
     def describe(self) -> str:
+        blocks = f" in {self.words} blocks of {self.block}" if self.block else ""
         return (f"experts, {self.layer.k} of {len(self.layer.weights)} for {self.tokens} tokens, "
-                f"{self.mode}, on {len(self.work)} tiles")
+                f"{self.mode}{blocks}, on {len(self.work)} tiles")
 
     def emit(self, emitter: "Emitter", index: int, tile: Tile) -> None:
         TileExpertBatch(emitter, index, self, tile).emit()
@@ -231,7 +251,8 @@ def plan_expert_batch(
     if sources[0].pixels > MOST_PIXELS or len(layer.weights) > MOST_EXPERTS:
         raise UserError(f"layer {layer.name}: {sources[0].pixels} inputs of {len(layer.weights)} "
                         f"experts: up to {MOST_PIXELS} of up to {MOST_EXPERTS} are supported")
-    if layer.k == 3 and step.places and sources[0].pixels != step.tokens:
+    own = sources[0].pixels != step.tokens
+    if layer.k == 3 and own and step.places and step.mode != "sorted":
         raise UserError(f"layer {layer.name}: inputs of their own for 3 experts a token: 1, 2 or 4")
     most = max(end - first for first, end in step.work.values())
     if cache is not None:
@@ -241,6 +262,8 @@ def plan_expert_batch(
                             f"cache of {cache.slots}: set prefetch.expert_slots")
         step.chunk = most
         return step
+    if step.mode == "sorted":
+        step.block = _block(step, limit - BUFFERS * step.unit, most)
     room = (limit - step.fixed(most)) // (BUFFERS * step.each * step.unit)
     step.chunk = min(room, MOST_WORDS // (step.each * step.unit), most)
     if step.chunk < 1:
@@ -248,6 +271,16 @@ def plan_expert_batch(
                         f"the scratchpad of {config.scratchpad.free_words} words twice beside "
                         f"inputs and outputs of {step.tokens} tokens: raise scratchpad.kib")
     return step
+
+
+def _block(step: ExpertBatchStep, room: int, most: int) -> int:
+    """Rows of a block: an expert's mean, or fewer if that does not fit; a pass takes 16 at least.
+    """
+    mean = step.target.pixels / len(step.layer.weights)
+    for step.block in range(max(LANES, -(-int(mean) // LANES) * LANES), LANES, -LANES):
+        if step.fixed(most) <= room and step.depth * step.rows <= MOST_WORDS - TABLE_WORDS:
+            return step.block
+    return LANES
 
 
 class TileExpertBatch:
@@ -259,14 +292,16 @@ class TileExpertBatch:
         self.here, self.weights = single(*tile), step.weights[tile]
         self.first, self.end = step.work[tile]
         self.count = self.end - self.first
-        x = step.sources[0]
-        self.pixels, self.row = x.pixels, step.target.pixels + 1
+        self.pixels, self.row = step.unit_rows, step.target.pixels + 1
         self.numbers = 0
+        self.list_known = False
+        """To what is behind in the load queue."""
         self.slots = step.tokens
         self.lists = self.slots + (step.words if step.places else 0)
-        self.table = self.lists + step.words * step.places
+        self.inputs = self.lists + step.words * step.places
+        self.table = self.inputs + (step.words * step.places if step.block else 0)
         self.x = self.table + step.table_words
-        self.out = self.x + x.words
+        self.out = self.x + step.depth * step.rows
         self.kept = self.out + (BUFFERS * self.count * self.pixels if step.places else 0)
         self.buffers = self.kept + self.count * self.row
         cache = step.cache
@@ -284,8 +319,10 @@ class TileExpertBatch:
                    f_stride0=stride)
         if step.table_words:
             self._load(self.table, step.base, step.table_words, PARAMS)
+        if step.block:
+            self._sort()
         self._load_inputs()
-        if step.places:
+        if step.places and not step.block:
             self._route()
         for number in range(min(BUFFERS, len(self.units))):
             self._load_unit(number)
@@ -305,10 +342,11 @@ class TileExpertBatch:
         )
 
     def _load(
-        self, to: int, far: int, run: int, sem: int, rect: Rect | None = None, **loops: int
+        self, to: int, far: int, run: int, sem: int, rect: Rect | None = None,
+        waits: Sequence[Wait] = (), **loops: int
     ) -> None:
         fields = {"count0": 1, "count1": 1, "count2": 1} | loops
-        self.stream.add(Opcode.LOAD, (), (), Queue.LOAD, rect=encode_rect(rect or self.here),
+        self.stream.add(Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(rect or self.here),
                         sem_valid=1, sem=sem, scratchpad=to, far=far, run=run, **fields)
 
     def _load_inputs(self) -> None:
@@ -319,9 +357,27 @@ class TileExpertBatch:
         if self.step.shared:
             first, end = part(x.groups, len(tiles), tiles.index(self.here[0:3:2]))
             rect = self.emitter.everyone
-        if first < end:
+        if first == end:
+            return
+        if self.step.block:
+            rows, waits = self.step.rows, [(LIST, 1)]
+            self.list_known = True
+            self._load(self.x + first * rows, x.base + first * x.plane, 1, PARAMS, rect, waits,
+                       count0=end - first, s_stride0=rows, f_stride0=x.plane, count2=rows,
+                       s_stride2=1, f_stride2=1, gather=1, gather_base=self.inputs)
+        else:
             self._load(self.x + first * x.pixels, x.base + first * x.plane, x.pixels, PARAMS, rect,
                        count0=end - first, s_stride0=x.pixels, f_stride0=x.plane)
+
+    def _sort(self) -> None:
+        """Blocks of rows: each one's expert, where each row's result goes, whose input it takes."""
+        step = self.step
+        self.stream.add(
+            Opcode.VECTOR, [(VECTOR_IN, step.tokens)], [(LIST, self.here), (PLACED, self.here)],
+            Queue.VECTOR, op=VectorOp.SORT, base=self.numbers, step=1, pixels=step.tokens,
+            k=step.layer.k, groups=step.words, height=step.block, out=self.slots,
+            b_base=self.lists, table=self.inputs,
+            b_mode=int(step.sources[0].pixels != step.tokens))
 
     def _route(self) -> None:
         """The experts to be gone through, then where in the tokens' lists each is."""
@@ -353,7 +409,7 @@ class TileExpertBatch:
         step, (word, first, end) = self.step, self.units[number]
         count, group = end - first, step.depth * TILE_WORDS
         waits: list[Wait] = [(IN_FREE + number % BUFFERS, 1)] if number >= BUFFERS else []
-        if number == 0:
+        if number == 0 and not self.list_known:
             waits.append((LIST, 1 if step.places else step.tokens))
         experts = step.base + step.table_words + PARAMETER_WORDS * (self.first + first)
         to = self._buffer(number)
@@ -374,7 +430,7 @@ class TileExpertBatch:
         begins, count = first == 0, end - first
         waits: list[Wait] = [(PIECES * (number % BUFFERS), step.each * count * step.unit)]
         if number == 0:
-            waits.append((PARAMS, step.table_words + step.sources[0].words))
+            waits.append((PARAMS, step.table_words + step.depth * step.rows))
         if begins and step.places and word >= BUFFERS:
             waits.append((OUT_FREE, 1))
         for i in range(step.each):
@@ -394,7 +450,7 @@ class TileExpertBatch:
         x, count, group = step.sources[0], end - first, step.depth * TILE_WORDS
         low = -128 if layer.y_signed else 0
         if step.places:
-            at, pixels = 0, self.pixels
+            at, pixels = word * step.block, self.pixels
             out, stride = self.out + word % BUFFERS * self.count * pixels, pixels
         else:
             at, pixels = word if x.pixels == step.tokens else word * layer.k + i, 1
@@ -402,7 +458,7 @@ class TileExpertBatch:
         params = self._buffer(number)
         weights = params + step.each * PARAMETER_WORDS * count
         return {
-            "base": self.x + at, "plane": x.pixels, "row": x.pixels, "step": 1, "height": 1,
+            "base": self.x + at, "plane": step.rows, "row": step.rows, "step": 1, "height": 1,
             "width": pixels, "sy": 1, "sx": 1, "dy": 1, "dx": 1, "kh": 1, "kw": 1,
             "in_groups": step.depth, "out_width": pixels, "pixels": pixels, "w_resident": 1,
             "w_base": weights + i * count * group, "w_group_stride": group,
@@ -418,10 +474,13 @@ class TileExpertBatch:
         """Results of an expert to the places of those who chose it; the others behind them."""
         step = self.step
         signals: list[Signal] = []
+        waits: list[Wait] = [(OUT_READY, 1)]
+        if not (step.block and word):  # blocks' lists are all made at once
+            waits.append((PLACED, 1))
         if word + BUFFERS < step.words:
             signals.append((OUT_FREE, self.here))
         self.stream.add(
-            Opcode.STORE, [(OUT_READY, 1), (PLACED, 1)], signals, Queue.STORE,
+            Opcode.STORE, waits, signals, Queue.STORE,
             scratchpad=self.out + word % BUFFERS * self.count * self.pixels, far=self.kept, run=1,
             count0=self.count, count1=1, count2=self.pixels, s_stride0=self.pixels, s_stride2=1,
             f_stride0=self.row, f_stride2=1, rect=encode_rect(self.here), to_tiles=1, sem_valid=1,

@@ -10,7 +10,7 @@ from hdl.packets import SPAD_BITS, WORD_BITS
 from hdl.ports import ScratchpadRead, ScratchpadWrite
 from hdl.vector.walker import VectorCommand
 
-ROUTE_OPERATIONS = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN)
+ROUTE_OPERATIONS = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN, VectorOp.SORT)
 MOST = 16
 """Numbers are below this: a bit each in the table of those that occur."""
 PLACES = 4
@@ -19,10 +19,11 @@ ENTRY_BITS = 32
 
 
 class RouteEngine(wiring.Component):
-    """Runs DISTINCT, RETAIN and PLACES of `emu.isa.VectorOp`, one command at a time.
+    """Runs DISTINCT, RETAIN, PLACES and SORT of `emu.isa.VectorOp`, one command at a time.
 
     Where the ports refuse nothing DISTINCT takes 2*pixels + groups + 2 cycles, RETAIN 2*pixels +
-    6*groups + 5, PLACES 2*pixels + 4 and one for each word written.
+    6*groups + 5, PLACES 2*pixels + 4 and one for each word written; SORT 2*pixels + 3, 2*pixels for
+    each number that occurs, 2 for each block and up to 3 for each four rows.
 
     Members
     -------
@@ -46,6 +47,9 @@ class RouteEngine(wiring.Component):
         self._needed, self._slot, self._next = Signal(MOST), Signal(range(MOST)), Signal(5)
         self._number, self._entries = Signal(ENTRY_BITS), Signal(WORD_BITS)
         self._filled, self._place = Signal(range(PLACES)), Signal(ENTRY_BITS)
+        self._sources, self._rows = Signal(WORD_BITS), Signal(14)
+        self._at_place, self._at_source = Signal(SPAD_BITS), Signal(SPAD_BITS)
+        self._ends = Signal()
         given, request, busy = self.command.payload, self.read.request, Signal()
         m.d.comb += [
             request.payload.eq(self._near), self.busy.eq(busy),
@@ -60,6 +64,7 @@ class RouteEngine(wiring.Component):
                     self._command.eq(given), busy.eq(1), self._pixel.eq(0), self._present.eq(0),
                     self._out.eq(given.out), self._near.eq(given.base), self._filled.eq(0),
                     self._place.eq(0), self._left.eq(given.groups),
+                    self._at_place.eq(given.b_base), self._at_source.eq(given.table),
                 ]
                 m.next = "FETCH"
                 with m.If(given.op == VectorOp.PLACES):
@@ -83,6 +88,8 @@ class RouteEngine(wiring.Component):
             self._places(m, busy)
             self._held(m)
             self._retain(m, busy)
+            self._sort(m, busy)
+            self._sorted(m)
         return m
 
     def _take(self, m):
@@ -115,6 +122,8 @@ class RouteEngine(wiring.Component):
                     with m.If(c.op == VectorOp.RETAIN):
                         m.d.sync += self._near.eq(c.table)
                         m.next = "POINTER"
+                    with m.If(c.op == VectorOp.SORT):
+                        m.next = "BLOCK"
             with m.Else():
                 for j in range(PLACES):
                     with m.If(self._filled == j):
@@ -240,6 +249,92 @@ class RouteEngine(wiring.Component):
             with m.If(write.ready):
                 m.d.sync += [self.done.eq(1), busy.eq(0)]
                 m.next = "IDLE"
+
+    def _sort(self, m, busy):
+        """SORT: the next number's block, and its words of the list."""
+        c, request, write = self._command, self.read.request, self.write.request
+        word = self.read.data
+        hits = Cat((c.k > j) & (word.word_select(j, ENTRY_BITS) == self._number)
+                   for j in range(PLACES))
+        full, place = Signal(), Signal(ENTRY_BITS)
+        first = Mux(hits[0], 0, Mux(hits[1], 1, Mux(hits[2], 2, 3)))
+        m.d.comb += [full.eq(self._rows == c.height), place.eq(self._place + first)]
+        with m.State("BLOCK"):
+            m.d.sync += [
+                self._ends.eq(~self._needed.any()), self._pixel.eq(0), self._place.eq(0),
+                self._near.eq(c.base), self._needed.eq(self._needed & (self._needed - 1)),
+                self._number.eq(Mux(self._needed.any(), self._lowest, Const(ABSENT, ENTRY_BITS))),
+            ]
+            m.next = "HEAD"
+        with m.State("HEAD"):
+            with m.If(self._left == 0):
+                m.d.sync += [self.done.eq(1), busy.eq(0)]
+                m.next = "IDLE"
+            with m.Else():
+                m.d.comb += [write.valid.eq(1), write.payload.data.eq(self._number)]
+                with m.If(write.ready):
+                    m.d.sync += [self._out.eq(self._out + 1), self._left.eq(self._left - 1),
+                                 self._rows.eq(0)]
+                    m.next = "LOOK_UP"
+                    with m.If(self._ends):
+                        m.next = "FILL"
+        with m.State("LOOK_UP"):
+            m.d.comb += request.valid.eq(1)
+            with m.If(request.ready):
+                m.next = "ROW"
+        with m.State("ROW"):
+            m.next = "LOOK_UP"
+            with m.If(hits.any() & full):  # the same word again, for another block
+                m.next = "HEAD"
+            with m.Else():
+                m.d.sync += [
+                    self._near.eq(self._near + c.step), self._pixel.eq(self._pixel + 1),
+                    self._place.eq(self._place + c.k),
+                ]
+                with m.If(self._pixel == c.pixels - 1):
+                    m.d.sync += self._ends.eq(1)
+                    m.next = "FILL"
+                with m.If(hits.any()):
+                    self._append(m, place, Mux(c.b_mode[0], place, self._pixel))
+                    with m.If(self._filled == PLACES - 1):
+                        m.next = "ROW_PLACES"
+
+    def _append(self, m, place, source):
+        """A row, behind those of the word that is made."""
+        for j in range(PLACES):
+            with m.If(self._filled == j):
+                m.d.sync += [self._entries.word_select(j, ENTRY_BITS).eq(place),
+                             self._sources.word_select(j, ENTRY_BITS).eq(source)]
+        m.d.sync += [self._filled.eq(self._filled + 1), self._rows.eq(self._rows + 1)]
+
+    def _sorted(self, m):
+        """SORT: four rows' words, and rows without a place up to the end of a block."""
+        write, c = self.write.request, self._command
+        with m.State("FILL"):
+            with m.If(self._rows == c.height):
+                m.next = "BLOCK"
+            with m.Else():
+                for j in range(PLACES):
+                    with m.If(self._filled <= j):
+                        m.d.sync += [self._entries.word_select(j, ENTRY_BITS).eq(self._nowhere),
+                                     self._sources.word_select(j, ENTRY_BITS).eq(0)]
+                m.d.sync += [self._filled.eq(0),
+                             self._rows.eq(self._rows + PLACES - self._filled)]
+                m.next = "ROW_PLACES"
+        with m.State("ROW_PLACES"):
+            m.d.comb += [write.valid.eq(1), write.payload.address.eq(self._at_place),
+                         write.payload.data.eq(self._entries)]
+            with m.If(write.ready):
+                m.d.sync += self._at_place.eq(self._at_place + 1)
+                m.next = "ROW_SOURCES"
+        with m.State("ROW_SOURCES"):
+            m.d.comb += [write.valid.eq(1), write.payload.address.eq(self._at_source),
+                         write.payload.data.eq(self._sources)]
+            with m.If(write.ready):
+                m.d.sync += self._at_source.eq(self._at_source + 1)
+                m.next = "LOOK_UP"
+                with m.If(self._ends):
+                    m.next = "FILL"
 
 
 __all__ = ["ROUTE_OPERATIONS", "RouteEngine"]

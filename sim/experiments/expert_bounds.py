@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other placements of experts could bring at most, by the golden model's routing.
+"""What another placement of experts could bring at most, by the golden model's routing.
 
-Nothing here is measured: the machine has neither tokens sorted by expert nor experts on tiles of
-their own. ``counts`` is [step, expert]: tokens of each expert.
+Nothing here is measured: the machine has no experts on tiles of their own. ``counts`` is [step,
+expert]: tokens of each expert.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +12,6 @@ LEAST_ROWS = 16
 """A pass of the array takes no less: the words of the weights it replaces."""
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Cycles of the array's passes, for one output group and input group of two layers.
-
-    unsorted: Every expert that is gone through sees all inputs: the tokens, then one of each
-        choice. sorted: Only its own.
-    """
-
-    unsorted: int
-    sorted: int
-
-    @property
-    def share(self) -> float:
-        return self.sorted / self.unsorted
-
-
-def passes(counts: Counts, tokens: int, chosen: int, at_once: int) -> Passes:
-    """``at_once``: experts that are gone through in a step, whether or not they occur."""
-    inputs = max(tokens, LEAST_ROWS) + max(chosen * tokens, LEAST_ROWS)
-    own = np.where(counts > 0, np.maximum(counts, LEAST_ROWS), 0)
-    return Passes(len(counts) * at_once * inputs, 2 * int(own.sum()))
 
 
 def idle(counts: Counts, twice: int = 0) -> float:
@@ -53,4 +28,4 @@ def idle(counts: Counts, twice: int = 0) -> float:
     return 1 - float(rows.sum() / (rows.max(1).sum() * groups.shape[1]))
 
 
-__all__ = ["LEAST_ROWS", "Counts", "Passes", "idle", "passes"]
+__all__ = ["LEAST_ROWS", "Counts", "idle"]

@@ -13,13 +13,16 @@ from emu.compiler.expert_step import PARAMETER_WORDS
 from emu.network.exact import exact
 from emu.network.experts import CHOSEN, moe_batch
 from emu.network.layers import Network
-from sim.experiments.expert_bounds import Counts, idle, passes
+from sim.experiments.expert_bounds import Counts, idle
 from sim.experiments.framework import Case, Experiment, compared
 
 LANES, WORD = 16, 16
-MODES = {"all experts": "all", "each token's own": "per_token", "distinct experts": "distinct"}
+MODES = {"all experts": "all", "each token's own": "per_token", "distinct experts": "distinct",
+         "tokens sorted by expert": "sorted"}
 """Case to `prefetch.experts`; others are caches of so many experts of a layer."""
-ALL, OWN, DISTINCT = MODES
+ALL, OWN, DISTINCT, SORTED = MODES
+FETCHED = (ALL, OWN, DISTINCT)
+"""Ways to fetch weights alone; the last is that of other laws and seeds."""
 LAWS = {"uniform": 0.0, "Zipf 0.5": 0.5, "Zipf 1": 1.0}
 TRAINED = "trained"
 """The law of the routing recorded from the middle layer of a trained mixture."""
@@ -98,29 +101,35 @@ def _cases(quick: bool) -> list[Case]:
     small, middle, large = SIZES
     if quick:
         cases = [case for tokens in (1, 3, 32) for case in
-                 _group(Load(small, tokens), "small", tuple(MODES))]
+                 _group(Load(small, tokens), "small", (ALL, OWN, SORTED, DISTINCT))]
         return cases + _group(Load(small, 1, 6, "Zipf 1"), "small", (DISTINCT, *_cached(2, 4)),
                               DISTINCT, laws=(TRAINED,))
-    cases = _group(Load(middle, 1), "base", tuple(MODES))
+    cases = _group(Load(middle, 1), "base", (ALL, OWN, SORTED, DISTINCT))
     for tokens in (2, 4, 8, 16):
-        cases += _group(Load(middle, tokens), "base", tuple(MODES),
+        cases += _group(Load(middle, tokens), "base", FETCHED,
                         laws=(*LAWS, TRAINED), seeds=(1, 2, 3))
     for tokens in (32, 64, 128):
-        modes = tuple(MODES) if tokens == 32 else (ALL, DISTINCT)
-        cases += _group(Load(middle, tokens), "base", modes, laws=tuple(LAWS))
+        modes = (ALL, *([OWN] if tokens == 32 else []), SORTED, DISTINCT)
+        cases += _group(Load(middle, tokens), "base", modes, laws=tuple(LAWS),
+                        more=(SORTED, DISTINCT) if tokens == 128 else ())
     cases += _group(Load(middle, 1, 32), "base", (DISTINCT, *_cached(2, 4, 6)), DISTINCT,
                     laws=(*LAWS, TRAINED), seeds=(1, 2, 3), more=_cached(4))
     cases += [_case(Load(middle, 1, 32, law), "base", mode, DISTINCT)
               for law in ("Zipf 1", TRAINED) for mode in _cached(2, 6)]
     for tokens in (1, 8):
-        cases += _group(Load(large, tokens), "base", tuple(MODES))
+        cases += _group(Load(large, tokens), "base", FETCHED)
     return cases
 
 
-def loaded(row: Mapping[str, Any]) -> float:
+def loaded(row: Mapping[str, Any]) -> float | None:
     """Experts whose weights were loaded: HBM words read beyond commands and what else was planned.
+
+    None of sorted tokens: each layer has blocks of its own length, and an expert comes once a
+    block.
     """
     mode, load = ASKED[row["group"], row["case"]]
+    if mode == SORTED:
+        return None
     moved = row["traffic_bytes"]
     planned = {ALL: EXPERTS_OF_LAYER, OWN: CHOSEN * load.tokens, DISTINCT: load.at_once}.get(mode)
     planned = int(mode.split()[-1]) if planned is None else planned
@@ -144,11 +153,9 @@ def routing(load: Load) -> Counts:
 def bounds(load: Load) -> str:
     """What the machine does not do."""
     counts = routing(load)
-    share = passes(counts, load.tokens, CHOSEN, load.at_once).share
-    return (f"computed, not measured: tokens sorted by expert, {share:.3f} of the cycles of the "
-            f"array's passes; each expert on tiles of its own, these idle {idle(counts):.2f} of "
-            f"the time, with a second copy of the busiest ({load.expert_bytes:,} bytes) "
-            f"{idle(counts, twice=1):.2f}")
+    return ("computed, not measured: each expert on tiles of its own, these idle "
+            f"{idle(counts):.2f} of the time, with a second copy of the busiest "
+            f"({load.expert_bytes:,} bytes) {idle(counts, twice=1):.2f}")
 
 
 def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -160,9 +167,11 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         counts = routing(load)
         occur, total = int((counts > 0).sum()), counts.sum(0)
         uneven = total.max() / total.mean()
-        line = (f"{row['group']}: {row['case']}: weights of {count:g} experts ({occur} occur, "
-                f"largest over mean {uneven:.2f}), "
-                f"{count * load.expert_bytes / row['samples']:,.0f} bytes a token")
+        line = f"{row['group']}: {row['case']}: "
+        if count is not None:
+            line += (f"weights of {count:g} experts, "
+                     f"{count * load.expert_bytes / row['samples']:,.0f} bytes a token; ")
+        line += f"{occur} occur, largest over mean {uneven:.2f}"
         if not row["is_baseline"]:
             key = row["group"], row["case"]
             line += f"; {hbm[key]:.3f} of the HBM bytes, {cycles[key]:.3f} of the cycles"
@@ -176,11 +185,12 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 EXPERTS = Experiment(
     name="experts",
     idea="of a mixture of experts only those leave HBM that some token chose, each once, and not "
-    "those that are still in the scratchpads",
+    "those that are still in the scratchpads; tokens sorted go to their experts alone",
     baseline="all experts are loaded, each once, and see all tokens; for caches: the distinct ones",
     cases=_cases,
     null_case="many tokens: all experts occur, there is nothing to leave out",
     losing_case="each token's own from a few tokens on: the same weights come again and again; "
-    "large caches in cycles: every slot is computed and commanded in every step",
+    "large caches in cycles: every slot is computed and commanded in every step; tokens sorted, if "
+    "there are few",
     findings=_findings,
 )

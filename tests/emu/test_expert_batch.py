@@ -38,7 +38,7 @@ def experts(tokens, k, inputs, outputs, own=False, table=False):
     return layer, rng.integers(-128, 128, x.shape).astype(np.int8), chosen
 
 
-@pytest.mark.parametrize("mode", ["distinct", "all", "per_token"])
+@pytest.mark.parametrize("mode", ["distinct", "all", "per_token", "sorted"])
 @pytest.mark.parametrize("chip", ["small", "base"])
 @pytest.mark.parametrize(("tokens", "k", "inputs", "outputs", "own"), [
     (1, 2, 40, 100, False), (9, 2, 64, 128, False), (5, 2, 48, 33, True), (3, 3, 32, 64, False),

@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds of sorted tokens and of experts on tiles of their own: by hand and in the findings."""
+"""Bounds of experts on tiles of their own: by hand and in the findings."""
 
 import numpy as np
 import pytest
 
-from sim.experiments.expert_bounds import LEAST_ROWS, idle, passes
+from sim.experiments.expert_bounds import LEAST_ROWS, idle
 from sim.experiments.experts import CHOSEN, EXPERTS_OF_LAYER, Load, bounds, routing
-
-
-def test_passes_by_hand():
-    found = passes(np.array([[32, 32, 0, 0]]), tokens=32, chosen=2, at_once=4)
-    assert (found.unsorted, found.sorted) == (4 * (32 + 64), 2 * (32 + 32))
-    few = passes(np.array([[1, 1, 0, 0]]), tokens=1, chosen=2, at_once=2)
-    assert few.share == 1  # null case: a pass takes as long as its weights
 
 
 def test_idle_by_hand():
@@ -33,4 +26,4 @@ def test_bounds_of_the_routing_that_is_found(law):
     counts = routing(load)
     assert counts.shape == (1, EXPERTS_OF_LAYER) and counts.sum() == CHOSEN * load.tokens
     line = bounds(load)
-    assert line.startswith("computed, not measured: ") and "sorted by expert" in line
+    assert line.startswith("computed, not measured: ") and "tiles of its own" in line
