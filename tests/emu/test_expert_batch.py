@@ -91,6 +91,37 @@ def test_routes():
                                           "groups": 0}) or "")
 
 
+def test_sort():
+    """Blocks of four rows: numbers rising, places in order, what finds no block left out."""
+    lists = [[5, 2, 0, 0], [2, 0, 9, 9], [5, 1, 2, 2], [2, 5, 0, 0], [3, 2, 0, 0], [2, 1, 0, 0]]
+    common = {"height": 4, "b_base": 30, "table": 35}
+    found = route(VectorOp.SORT, lists, groups=7, **common)
+    assert found[:7, 0].tolist() == [0, 1, 2, 2, 3, 5, ABSENT]
+    rows = [[3, 12, 12, 12], [5, 11, 12, 12], [1, 2, 6, 9], [10, 12, 12, 12], [8, 12, 12, 12],
+            [0, 4, 7, 12], [12, 12, 12, 12]]
+    assert found[7:14].tolist() == rows
+    assert found[14:].tolist() == [[0 if r == 12 else r // 2 for r in row] for row in rows]
+    own = route(VectorOp.SORT, lists, groups=3, b_mode=1, **common)
+    assert own[:3, 0].tolist() == [0, 1, 2] and own[3:6].tolist() == rows[:3]
+    assert own[6:].tolist() == [[0 if r == 12 else r for r in row] for row in rows[:3]]
+    odd = {"op": VectorOp.SORT, "k": 2, "pixels": 1, "groups": 1, "b_mode": 0, "height": 6}
+    assert "blocks of 6 rows" in (unsupported(odd) or "")
+
+
+def test_blocks_of_sorted_tokens():
+    """Room for each expert's last block to have one row; as few rows as 16 where more do not fit.
+    """
+    layer, _, _ = experts(120, 2, 64, 80)
+    for pinned, text in ((0, "in 10 blocks of 48"), (16, "in 13 blocks of 32"),
+                         (24, "in 20 blocks of 16")):
+        settings = ["prefetch.experts=sorted", f"scratchpad.pinned_kib={pinned}"]
+        program = compile_network([layer], load_config("small", settings))
+        assert text in program.plans[0]
+    with pytest.raises(UserError, match=r"120 tokens: raise scratchpad\.kib"):
+        compile_network([layer], load_config("small", [
+            "prefetch.experts=sorted", "scratchpad.kib=32"]))
+
+
 def test_cache():
     """Slots keep experts from step to step: each that comes again is not loaded again."""
     network = moe_batch("m", 1, tokens=1, steps=6, zipf=1.0, experts=8, width=48, inner=80)

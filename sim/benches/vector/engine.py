@@ -279,6 +279,26 @@ async def route_timing(dut, op):
 
 
 @cocotb.test
+async def sort_timing(dut):
+    """Two cycles a word of the list, once and for each number; two a block, three a four rows."""
+    rng, scratch, source = await start(dut, 0.0)
+    command = random_routes(rng, scratch, VectorOp.SORT)
+    lists = np.zeros((40, 4), np.uint32)
+    lists[:, :2] = [rng.permutation(8)[:2] for _ in range(40)]
+    scratch.memory[0x100:0x128] = lists.view(np.uint8)
+    command |= {"base": 0x100, "step": 1, "pixels": 40, "k": 2, "groups": 13, "height": 16}
+    numbers, counts = np.unique(lists[:, :2], return_counts=True)
+    full = int((counts // 16 - (counts % 16 == 0)).sum())  # blocks begun by a word read again
+    least = 80 * (1 + len(numbers)) + 13 * (2 + 2 * 4)
+    begin = scratch.cycle
+    await with_timeout(source.send([command]), 10, "us")
+    await with_timeout(finish(dut, scratch, 1), 10, "us")
+    took = scratch.done[-1][0] - begin
+    dut._log.info(f"SORT: {took} cycles, {least} without rows to fill up and {full} words again")
+    assert least <= took <= least + 13 * 8 + 3 * full + 20
+
+
+@cocotb.test
 async def unknown_operation(dut):
     """An operation that is not built raises ``error``, writes nothing and still ends."""
     rng, scratch, source = await start(dut, 0.0)
