@@ -114,7 +114,8 @@ def test_blocks_of_sorted_tokens():
     layer, _, _ = experts(120, 2, 64, 80)
     for pinned, text in ((0, "in 10 blocks of 48"), (16, "in 13 blocks of 32"),
                          (24, "in 20 blocks of 16")):
-        settings = ["prefetch.experts=sorted", f"scratchpad.pinned_kib={pinned}"]
+        settings = ["prefetch.experts=sorted", "scratchpad.kib=64",
+                    f"scratchpad.pinned_kib={pinned}"]
         program = compile_network([layer], load_config("small", settings))
         assert text in program.plans[0]
     with pytest.raises(UserError, match=r"120 tokens: raise scratchpad\.kib"):
