@@ -23,9 +23,11 @@ from emu.compiler.mapping import Rect, encode_rect, part, single
 from emu.compiler.roofline import Roofline
 from emu.compiler.stream import (
     IN_FREE,
+    KEPT,
     OUT_FREE,
     OUT_READY,
     PARAMS,
+    PLACED,
     VECTOR_IN,
     Signal,
     Stream,
@@ -42,9 +44,6 @@ from emu.network.layers import NUMBERS, ExpertLayer, Layer
 if TYPE_CHECKING:
     from emu.compiler.emit import Emitter
 
-PLACED, KEPT = 62, 63
-"""Lists of places that are there; words that were kept, both in the store queue. The last of the
-semaphores that resident edges share: a program with experts has few."""
 BUFFERS = 2
 MOST_EXPERTS, MOST_PIXELS = 16, 256
 

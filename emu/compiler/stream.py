@@ -22,7 +22,8 @@ PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
 RESIDUAL = 24                 # + output slot
 EDGE_BARRIER = 32             # + parity of the step, awaited by the compute queue
 PINNED = 34                   # words of pinned weights, awaited by the compute queue
-FIRST_EDGE, EDGES = 35, 29    # resident edges (`emu.compiler.residency`) share these
+FIRST_EDGE, EDGES = 35, 27    # resident edges (`emu.compiler.residency`) share these
+PLACED, KEPT = 62, 63         # lists of places that are there; words kept: both in the store queue
 VECTOR_IN = 28                # + input slot
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
 

@@ -315,7 +315,8 @@ class RouteEngine(wiring.Component):
                 m.next = "BLOCK"
             with m.Else():
                 for j in range(PLACES):
-                    with m.If(self._filled <= j):
+                    # The last entry is always empty: a comparison would be constant.
+                    with m.If(self._filled <= j if j < PLACES - 1 else 1):
                         m.d.sync += [self._entries.word_select(j, ENTRY_BITS).eq(self._nowhere),
                                      self._sources.word_select(j, ENTRY_BITS).eq(0)]
                 m.d.sync += [self._filled.eq(0),
