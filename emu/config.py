@@ -243,6 +243,18 @@ class Prefetch(Section):
     expert_slots: int = Field(
         4, ge=1, le=16, description="experts of a layer that stay in the scratchpads, if cached"
     )
+    experts_ahead: Literal["none", "known", "predicted"] = Field(
+        "none", description="if cached, which lists of experts are followed before their step: "
+        "those that the router has made already, or also what it makes of an earlier layer's input"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Prefetch":
+        if self.experts_ahead != "none" and self.experts != "cached":
+            raise ValueError(
+                f"prefetch.experts_ahead={self.experts_ahead} fetches into the slots of "
+                f"prefetch.experts=cached, not {self.experts}")
+        return self
 
 
 class Storage(Section):

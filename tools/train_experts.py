@@ -9,7 +9,8 @@ residual layers of eight experts of which two are mixed by their probabilities o
 use (W. Fedus et al., "Switch Transformers", JMLR 2022, equation 4, over both choices). The weights
 are rounded to int8 by tensor; the routing of the held-out images, in their order, is recorded with
 the rounded weights as scores of int8, one scale a layer, the chosen ones raised by 1 so that
-rounding makes no ties with others. Gradients are written out in numpy.
+rounding makes no ties with others; ``foreseen`` likewise what a layer's router says of the input of
+the layer before. Gradients are written out in numpy.
 """
 
 import sys
@@ -103,6 +104,14 @@ def train(x, labels):
     return w
 
 
+def recorded(scores):
+    """Scores [layer, token, expert] as int8 with the same choices."""
+    scales = HIGHEST / abs(scores).max((1, 2), keepdims=True)
+    found = (np.rint(scores * scales) + [chosen(layer) for layer in scores]).astype(np.int8)
+    assert all((chosen(a) == chosen(b)).all() for a, b in zip(found, scores, strict=True))
+    return found
+
+
 def main() -> int:
     from sklearn.datasets import load_digits
 
@@ -121,15 +130,15 @@ def main() -> int:
             right = forward(weights, x[which])[0].argmax(1) == labels[which]
             print(f"{kind} weights, {name}: {right.sum()} of {len(right)} right")
     kept = forward(rounded, x[held])[1]
-    scores = np.stack([layer[1] for layer in kept])
-    scales = HIGHEST / abs(scores).max((1, 2), keepdims=True)
     masks = np.stack([layer[3] for layer in kept])
-    files["scores"] = (np.rint(scores * scales) + masks).astype(np.int8)
+    files["scores"] = recorded(np.stack([layer[1] for layer in kept]))
+    files["foreseen"] = recorded(np.stack([
+        kept[k - 1][0] @ rounded[f"router{k}"].T for k in range(1, LAYERS)]))
     for k, mask in enumerate(masks):
         assert (chosen(files["scores"][k]) == mask).all()
         line = f"layer {k}: tokens of each expert {mask.sum(0).tolist()}"
         if k:
-            early = chosen(kept[k - 1][0] @ rounded[f"router{k}"].T)
+            early = chosen(files["foreseen"][k - 1])
             line += f"; {(early & mask).sum()} of {mask.sum()} foreseen from layer {k - 1}'s input"
         repeated = (mask[1:] & mask[:-1]).sum()
         print(f"{line}; {repeated} of {mask[1:].sum()} are the token's before")

@@ -195,6 +195,7 @@ class Emitter:
             if isinstance(step, UnitStep):
                 for tile in sorted(step.work):
                     step.emit(self, index, tile)
+                step.emit_after(self, index)
                 continue
             for tile in sorted(self.busy):
                 if tile in self.roles[index]:

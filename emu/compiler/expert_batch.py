@@ -43,6 +43,7 @@ from emu.network.layers import NUMBERS, ExpertLayer, Layer
 
 if TYPE_CHECKING:
     from emu.compiler.emit import Emitter
+    from emu.compiler.expert_ahead import Ahead
 
 BUFFERS = 2
 MOST_EXPERTS, MOST_PIXELS = 16, 256
@@ -51,7 +52,7 @@ MOST_EXPERTS, MOST_PIXELS = 16, 256
 @dataclass(frozen=True)
 class Cache:
     """Slots of a layer's experts in every tile: words that say what they hold, the one to begin
-    with, then the slots of ``size`` words each.
+    with, ``spare`` ones for lists of what is fetched ahead, then the slots of ``size`` words each.
 
     base: First scratchpad word. begins: This step is the first that uses it: ``empty`` is the HBM
     word of what it begins with.
@@ -60,17 +61,22 @@ class Cache:
     base: int
     slots: int
     size: int
+    spare: int = 0
     empty: int = 0
     begins: bool = False
 
     @property
     def head(self) -> int:
-        """Words before the slots."""
+        """Words that the cache begins with."""
         return self.slots + 1
 
     @property
+    def first_slot(self) -> int:
+        return self.base + self.head + self.spare
+
+    @property
     def words(self) -> int:
-        return self.head + self.slots * self.size
+        return self.head + self.spare + self.slots * self.size
 
     def contents(self) -> Bytes:
         """Of the head: nothing is held."""
@@ -97,7 +103,9 @@ def plan_caches(config: Config, layers: list[Layer]) -> tuple[Config, dict[int, 
             work = deal(config, -(-outputs // LANES))
             most = max(end - first for first, end in work.values())
             size = most * (-(-inputs // LANES) * TILE_WORDS + PARAMETER_WORDS)
-            cache = Cache(0, config.prefetch.expert_slots, size)
+            cache = Cache(0, slots := config.prefetch.expert_slots, size)
+            if config.prefetch.experts_ahead != "none":
+                cache = replace(cache, spare=layer.target.shape[3] // layer.k + slots)
             at -= cache.words
             found[id(layer.weights)] = replace(cache, base=at)
     kib = at * WORD_BYTES // 1024
@@ -133,6 +141,10 @@ class ExpertBatchStep(UnitStep):
     chunk: int = 0
     block: int = 0
     """Rows of a block, if tokens are sorted."""
+    ahead: "tuple[Ahead, ...]" = ()
+    """What is fetched for later steps during this one."""
+    awaits: int | None = None
+    """Semaphore of what was fetched ahead for this one."""
 
     @property
     def depth(self) -> int:
@@ -199,7 +211,7 @@ class ExpertBatchStep(UnitStep):
             if self.cache is not None and self.cache.begins:
                 total += self.cache.head
             total += self.words * self.each * (end - first) * self.unit
-        return total
+        return total + sum(each.read_words() for each in self.ahead)
 
     def describe(self) -> str:
         blocks = f" in {self.words} blocks of {self.block}" if self.block else ""
@@ -208,6 +220,10 @@ class ExpertBatchStep(UnitStep):
 
     def emit(self, emitter: "Emitter", index: int, tile: Tile) -> None:
         TileExpertBatch(emitter, index, self, tile).emit()
+
+    def emit_after(self, emitter: "Emitter", index: int) -> None:
+        for ahead in self.ahead:
+            ahead.emit(emitter, index)
 
     def roofline(self, config: Config) -> Roofline:
         """Compulsory is one expert's weights: all tokens may choose the same; none where a cache
@@ -305,7 +321,7 @@ class TileExpertBatch:
         self.buffers = self.kept + self.count * self.row
         cache = step.cache
         if cache is not None:
-            self.buffers = cache.base + cache.head
+            self.buffers = cache.first_slot
         self.units = [(word, g, min(g + step.chunk, self.count))
                       for word in range(step.words) for g in range(0, self.count, step.chunk)]
 
@@ -314,10 +330,10 @@ class TileExpertBatch:
         numbers = step.sources[1]
         stride = max(1, numbers.pixels // step.tokens)
         sem = VECTOR_IN if step.places else LIST
-        self._load(self.numbers, numbers.base, 1, sem, count0=step.tokens, s_stride0=1,
+        self.load(self.numbers, numbers.base, 1, sem, count0=step.tokens, s_stride0=1,
                    f_stride0=stride)
         if step.table_words:
-            self._load(self.table, step.base, step.table_words, PARAMS)
+            self.load(self.table, step.base, step.table_words, PARAMS)
         if step.block:
             self._sort()
         self._load_inputs()
@@ -340,7 +356,7 @@ class TileExpertBatch:
             f_stride0=step.target.plane,
         )
 
-    def _load(
+    def load(
         self, to: int, far: int, run: int, sem: int, rect: Rect | None = None,
         waits: Sequence[Wait] = (), **loops: int
     ) -> None:
@@ -361,11 +377,11 @@ class TileExpertBatch:
         if self.step.block:
             rows, waits = self.step.rows, [(LIST, 1)]
             self.list_known = True
-            self._load(self.x + first * rows, x.base + first * x.plane, 1, PARAMS, rect, waits,
+            self.load(self.x + first * rows, x.base + first * x.plane, 1, PARAMS, rect, waits,
                        count0=end - first, s_stride0=rows, f_stride0=x.plane, count2=rows,
                        s_stride2=1, f_stride2=1, gather=1, gather_base=self.inputs)
         else:
-            self._load(self.x + first * x.pixels, x.base + first * x.plane, x.pixels, PARAMS, rect,
+            self.load(self.x + first * x.pixels, x.base + first * x.plane, x.pixels, PARAMS, rect,
                        count0=end - first, s_stride0=x.pixels, f_stride0=x.plane)
 
     def _sort(self) -> None:
@@ -388,7 +404,7 @@ class TileExpertBatch:
             held = cache.base
             more = {"op": VectorOp.RETAIN, "b_base": held, "table": held + cache.slots}
             if cache.begins:
-                self._load(held, cache.empty, cache.head, VECTOR_IN)
+                self.load(held, cache.empty, cache.head, VECTOR_IN)
                 words += cache.head
         self.stream.add(
             Opcode.VECTOR, [(VECTOR_IN, words)], [(LIST, self.here)], Queue.VECTOR,
@@ -405,11 +421,25 @@ class TileExpertBatch:
         return self.buffers + number % BUFFERS * self.step.each * self.step.chunk * self.step.unit
 
     def _load_unit(self, number: int) -> None:
-        step, (word, first, end) = self.step, self.units[number]
-        count, group = end - first, step.depth * TILE_WORDS
+        step, (word, _, _) = self.step, self.units[number]
         waits: list[Wait] = [(IN_FREE + number % BUFFERS, 1)] if number >= BUFFERS else []
         if number == 0 and not self.list_known:
             waits.append((LIST, 1 if step.places else step.tokens))
+        if number == 0 and step.awaits is not None:
+            waits.append((step.awaits, self.all_words))
+        where = (self.slots if step.places else self.numbers) + word
+        self.load_expert(number, where, PIECES * (number % BUFFERS), waits)
+
+    @property
+    def all_words(self) -> int:
+        """Of all units."""
+        return self.step.words * self.step.each * self.count * self.step.unit
+
+    def load_expert(self, number: int, where: int, sem: int, waits: list[Wait]) -> None:
+        """Parameters, then weights of a unit: of the expert that scratchpad word ``where`` names.
+        """
+        step, (_, first, end) = self.step, self.units[number]
+        count, group = end - first, step.depth * TILE_WORDS
         experts = step.base + step.table_words + PARAMETER_WORDS * (self.first + first)
         to = self._buffer(number)
         for far, size, stride in (
@@ -418,9 +448,8 @@ class TileExpertBatch:
         ):
             self.stream.add(
                 Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(self.here), sem_valid=1,
-                sem=PIECES * (number % BUFFERS), scratchpad=to, far=far, run=size, count0=1,
-                count1=1, count2=step.each, s_stride2=size, f_stride2=stride, gather=1,
-                gather_base=(self.slots if step.places else self.numbers) + word,
+                sem=sem, scratchpad=to, far=far, run=size, count0=1, count1=1, count2=step.each,
+                s_stride2=size, f_stride2=stride, gather=1, gather_base=where,
             )
             to, waits = to + step.each * size, []
 
@@ -487,4 +516,4 @@ class TileExpertBatch:
         )
 
 
-__all__ = ["Cache", "ExpertBatchStep", "is_batch", "plan_caches", "plan_expert_batch"]
+__all__ = ["Cache", "ExpertBatchStep", "TileExpertBatch", "is_batch", "plan_caches", "plan_expert_batch"]

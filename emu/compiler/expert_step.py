@@ -211,7 +211,7 @@ class TileExpertStep:
 
     def emit(self) -> None:
         step, layer = self.step, self.step.layer
-        x, numbers = step.sources
+        x, numbers = step.sources[:2]
         params = step.base + step.table_words
         count = self.end - self.first
         self._load(0, numbers.base, 1, LIST)

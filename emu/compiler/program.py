@@ -27,6 +27,7 @@ from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.bag_step import constants as bag_constants
 from emu.compiler.bag_step import place_tables, plan_bags
 from emu.compiler.emit import Emitter
+from emu.compiler.expert_ahead import plan_ahead, without_foresight
 from emu.compiler.expert_batch import Cache, is_batch, plan_caches, plan_expert_batch
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
@@ -277,6 +278,7 @@ def compile_network(
     wanted = produced - {source.name for layer in layers for source in layer.sources}
     if isinstance(network, Network):
         wanted = {tensor.layer_name for tensor in network.outputs}
+    layers = without_foresight(config, layers, wanted)
     layers, parts, viewed = take_views(layers)
     layers, blocks = _fill_lanes(layers)
     if config.core.packed_weights:
@@ -437,6 +439,7 @@ def _steps(
             steps.append(_experts(memory, layer, tensors, limit, caches))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
+    plan_ahead(config, steps)
     for index, choice in choices.items():
         for step in by_layer[index]:
             step.landings = [(edge, _landings(by_layer[edge.reader][0], edge))

@@ -22,9 +22,10 @@ PARAMS, OUT_READY, OUT_FREE, BARRIER, START = 18, 19, 20, 21, 23
 RESIDUAL = 24                 # + output slot
 EDGE_BARRIER = 32             # + parity of the step, awaited by the compute queue
 PINNED = 34                   # words of pinned weights, awaited by the compute queue
-FIRST_EDGE, EDGES = 35, 27    # resident edges (`emu.compiler.residency`) share these
+FIRST_EDGE, EDGES = 35, 23    # resident edges (`emu.compiler.residency`) share these
+FIRST_AHEAD, AHEADS = 58, 4   # words fetched ahead of a step of experts, in the load queue
 PLACED, KEPT = 62, 63         # lists of places that are there; words kept: both in the store queue
-VECTOR_IN = 28                # + input slot
+VECTOR_IN = 28                # + input slot; of experts 1: lists of what is fetched ahead
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def _top(layer: TopKLayer, x: NDArray) -> NDArray:
     return words.reshape(-1, 16).T.reshape(layer.target.shape)
 
 
-def _experts(layer: ExpertLayer, x: NDArray, numbers: NDArray) -> NDArray:
+def _experts(layer: ExpertLayer, x: NDArray, numbers: NDArray, *_: NDArray) -> NDArray:
     found, lists, pixels = [], _numbers(numbers), layer.target.shape[3]
     stride, share = max(1, layer.k * len(lists) // pixels), pixels // x.shape[3]
     for p in range(pixels):

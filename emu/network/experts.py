@@ -7,6 +7,7 @@ Networks", 2017, without noise; probabilities are those over all experts, not re
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from emu.network.layers import (
     SoftmaxLayer,
     TopKLayer,
 )
-from emu.network.recorded import recorded
+from emu.network.recorded import LAYERS, foreseen, recorded
 from emu.network.transformers import GELU_SCALE, GELU_ZERO, PROBABILITY_SCALE, Stack
 
 CHOSEN = 2
@@ -35,7 +36,7 @@ class _Block(Stack):
 
     def experts(
         self, name: str, x: Value, numbers: Value, count: int, outputs: int, gelu: bool,
-        tokens: int = 1,
+        tokens: int = 1, foreseen: Value | None = None,
     ) -> Value:
         """Products of the chosen experts, all calibrated as if of one."""
         label = self.label(name)
@@ -52,9 +53,10 @@ class _Block(Stack):
         scale, fields = self.made[name]
         target = Operand(label, (1, outputs, 1, CHOSEN * tokens), True,
                          GELU_ZERO if gelu else fields["y_zero"])
-        found = ExpertLayer(name=label, sources=(x.operand, numbers.operand), target=target,
+        values = (x, numbers, *([foreseen] if foreseen else ()))
+        found = ExpertLayer(name=label, sources=tuple(v.operand for v in values), target=target,
                             k=CHOSEN, **fields)
-        return self._add(found, GELU_SCALE if gelu else scale, x, numbers)
+        return self._add(found, GELU_SCALE if gelu else scale, *values)
 
     def gates(self, name: str, values: Value, width: int) -> Value:
         """Each chosen expert's probability in ``width`` channels, one expert behind the other."""
@@ -89,21 +91,24 @@ class _Block(Stack):
         )
         return self._add(layer, scale, y, added)
 
-    def route_by_scores(self, x: Value, experts: int) -> Value:
-        """What the top-k unit finds of the first channels of ``x``."""
-        if "router" not in self.made:
+    def route_by_scores(
+        self, x: Value, experts: int, which: str = "", channel: int = 0
+    ) -> Value:
+        """What the top-k unit finds of the channels of ``x`` from ``channel`` on."""
+        if f"router{which}" not in self.made:
             weights = np.zeros((experts, x.channels, 1, 1), np.int8)
-            weights[np.arange(experts), np.arange(experts)] = 1
-            self.made["router"] = {"weights": weights, "bias": np.zeros(experts, np.int32),
-                                   "scale": np.ones(experts, np.float32)}
-        tokens, name = x.sample.shape[3], self.label("scores")
+            weights[np.arange(experts), channel + np.arange(experts)] = 1
+            self.made[f"router{which}"] = {
+                "weights": weights, "bias": np.zeros(experts, np.int32),
+                "scale": np.ones(experts, np.float32)}
+        tokens, name = x.sample.shape[3], self.label(f"scores{which}")
         scores = self._add(ConvLayer(
-            name=self.label("router"), input_name=x.name, output_name=name,
+            name=self.label(f"router{which}"), input_name=x.name, output_name=name,
             input_shape=x.operand.shape, output_shape=(1, experts, 1, tokens), weight_zero=0,
             x_zero=x.zero, x_signed=True, strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0),
             groups=1, y_zero=x.zero, y_signed=True, clip_low=-128, clip_high=127,
-            **self.made["router"]), x.scale, x)
-        top = Operand(self.label("top"), (1, 16, 1, 2 * tokens), False, 0)
+            **self.made[f"router{which}"]), x.scale, x)
+        top = Operand(self.label(f"top{which}"), (1, 16, 1, 2 * tokens), False, 0)
         return self._add(TopKLayer(name=top.name, source=scores.operand, k=CHOSEN, target=top),
                          x.scale, scores)
 
@@ -179,4 +184,43 @@ def moe_batch(
     return replace(net.network(*outputs), given=given)
 
 
-__all__ = ["moe_batch", "moe_block", "routed"]
+def moe_chain(
+    name: str, seed: int, *, steps: int, experts: int, width: int, inner: int,
+    foresight: Literal["router", "oracle"] = "router",
+) -> Network:
+    """`LAYERS` layers of experts one behind the other, for ``steps`` tokens one after the other.
+
+    All routing is that of the trained mixture: its scores are an input, which routers (identities)
+    hand on, layer by layer. What a layer will choose is foreseen before the layer before it begins:
+    by its router from that layer's input, as recorded, or (``oracle``) as it will be. What the two
+    experts of a token say is added, unweighed.
+    """
+    net = _Block.create(name, seed)
+    outputs, given = [], {}
+    true = [recorded(steps, layer, seed) for layer in range(LAYERS)]
+    early = [foreseen(steps, layer, seed) if foresight == "router" else true[layer]
+             for layer in range(1, LAYERS)]
+    for net.step in range(steps):
+        x = net.input(net.label("x"), (1, width, 1, 1))
+        scores = net.input(net.label("routing"), (1, 16 * (2 * LAYERS - 1), 1, 1))
+        for k, each in enumerate([*true, *early]):
+            scores.sample[0, 16 * k : 16 * k + experts, 0, 0] = each[:, net.step]
+        given |= {x.name: x.sample, scores.name: scores.sample}
+        ahead: Value | None = None
+        for layer in range(LAYERS):
+            top = net.route_by_scores(scores, experts, str(layer), 16 * layer)
+            following: Value | None = None
+            if layer + 1 < LAYERS:
+                following = net.route_by_scores(
+                    scores, experts, f"{layer + 1}.foreseen", 16 * (LAYERS + layer))
+            hidden = net.experts(f"up{layer}", x, top, experts, inner, True, foreseen=ahead)
+            found = net.experts(f"down{layer}", hidden, top, experts, width, False, foreseen=ahead)
+            x = net.add(net.label(f"mix{layer}"), *(
+                net.slice(net.label(f"expert{i}.{layer}"), found, width, 1, pixel=i)
+                for i in range(CHOSEN)))
+            ahead = following
+        outputs.append(x)
+    return replace(net.network(*outputs), given=given)
+
+
+__all__ = ["moe_batch", "moe_block", "moe_chain", "routed"]

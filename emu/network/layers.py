@@ -454,7 +454,8 @@ class ExpertLayer:
     """Products of T tokens, each with the weights of k experts, chosen by number.
 
     sources: x (1, C, 1, T), or (1, C, 1, T*k) with an x for each; what a `TopKLayer` found, of one
-        token also its first pixel alone.
+        token also its first pixel alone; then, if there is one, such a list that was foreseen
+        before: it says what to fetch, never what to compute.
     target: (1, M, 1, T*k), a token's k side by side, behind ``table`` (byte of y to byte) if there
         is one.
     weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`;
@@ -462,7 +463,7 @@ class ExpertLayer:
     """
 
     name: str
-    sources: tuple[Operand, Operand]
+    sources: tuple[Operand, ...]
     target: Operand
     k: int
     weights: NDArray[np.int8]

@@ -12,17 +12,25 @@ LAYERS = 3
 
 
 @cache
-def _scores() -> NDArray[np.int8]:
+def _scores(name: str) -> NDArray[np.int8]:
     with np.load(DATA / "experts.npz") as archive:
-        return archive["scores"]
+        return archive[name]
 
 
 def recorded(tokens: int, layer: int, seed: int) -> NDArray[np.int8]:
     """The router's scores (8, tokens) in ``layer`` of 0 to 2 for held-out digits one after the
     other; each of the seeds 1, 2, 3 starts a third of them later."""
-    found = _scores()[layer]
+    return _part(_scores("scores")[layer], tokens, seed)
+
+
+def foreseen(tokens: int, layer: int, seed: int) -> NDArray[np.int8]:
+    """Scores that the router of ``layer``, 1 or 2, makes of the input of the layer before."""
+    return _part(_scores("foreseen")[layer - 1], tokens, seed)
+
+
+def _part(found: NDArray[np.int8], tokens: int, seed: int) -> NDArray[np.int8]:
     first = (seed - 1) * (len(found) // 3)
     return found[(first + np.arange(tokens)) % len(found)].T
 
 
-__all__ = ["LAYERS", "recorded"]
+__all__ = ["LAYERS", "foreseen", "recorded"]
