@@ -6,9 +6,10 @@ other tiles' commands that come earlier in (step, item, op) order, so the progra
 interpreter's token game checks that again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from emu.compiler.expert_ahead import Part
 from emu.compiler.mapping import Rect, encode_rect, rect_tiles, single
 from emu.compiler.pinning import Pins
 from emu.compiler.stream import (
@@ -50,9 +51,11 @@ class Emitter:
     """Emits every tile's stream of a program."""
 
     def __init__(
-        self, config: Config, steps: Sequence[Step | UnitStep], pins: Pins | None = None
+        self, config: Config, steps: Sequence[Step | UnitStep], pins: Pins | None = None,
+        ahead: Mapping[int, Sequence[Part]] | None = None,
     ):
         self.config, self.steps, self.pins = config, steps, pins or Pins()
+        self.ahead = ahead or {}
         self.pinned_here: set[Tile] = set()       # tiles that have waited for their pinned weights
         self.convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
         self.has_edges = any(step.landings for step in self.convs.values())
@@ -195,17 +198,21 @@ class Emitter:
             if isinstance(step, UnitStep):
                 for tile in sorted(step.work):
                     step.emit(self, index, tile)
-                step.emit_after(self, index)
-                continue
-            for tile in sorted(self.busy):
-                if tile in self.roles[index]:
-                    p, c = self.roles[index][tile]
-                    TileStep(self, index, step, tile, p, c).emit()
-                elif tile in self.members[index]:
-                    self._receive_only(index, step, tile, self.members[index][tile])
+            else:
+                self._emit_step(index, step)
+            for part in self.ahead.get(index, ()):
+                part.emit(self, index)
         for stream in self.streams.values():
             stream.add(Opcode.END)
         return {tile: stream.commands for tile, stream in self.streams.items()}
+
+    def _emit_step(self, index: int, step: Step) -> None:
+        for tile in sorted(self.busy):
+            if tile in self.roles[index]:
+                p, c = self.roles[index][tile]
+                TileStep(self, index, step, tile, p, c).emit()
+            elif tile in self.members[index]:
+                self._receive_only(index, step, tile, self.members[index][tile])
 
     def _load_pinned(self, tile: Tile) -> None:
         for load in self.pins.loads[tile]:

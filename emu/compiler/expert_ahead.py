@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts that are fetched into their cache before the step that uses them (`prefetch.experts_ahead`).
+"""Experts fetched into their cache before the step that uses them (`prefetch.experts_ahead`).
 
 A step of experts with a cache can load what a list names as soon as there is the list: one that an
 earlier step of experts used too (of a layer's two matrices the second knows its list when the first
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from emu.compiler.expert_batch import Cache, ExpertBatchStep, TileExpertBatch
 from emu.compiler.expert_step import LIST
 from emu.compiler.images import Tensor
-from emu.compiler.mapping import encode_rect
-from emu.compiler.stream import AHEADS, FIRST_AHEAD, VECTOR_IN, Step, Wait
+from emu.compiler.stream import AHEADS, FIRST_AHEAD, VECTOR_IN, Step
 from emu.compiler.vector_step import UnitStep
 from emu.config import Config
 from emu.isa import Opcode, Queue, VectorOp
@@ -54,8 +53,8 @@ def _is_foreseen(layer: Layer) -> bool:
 class Ahead:
     """Experts for a later ``step``, fetched by a list of ``numbers``.
 
-    cache: As it is when they are. sem: Counts their words. follows: Others that were fetched for
-    the step are on their way: their words are counted by ``sem`` too.
+    cache: As it is when the list is followed. sem: Counts their words. follows: Others that were
+    fetched for the step may be on their way: their words are counted by ``sem`` too.
     """
 
     step: ExpertBatchStep
@@ -63,6 +62,11 @@ class Ahead:
     cache: Cache
     sem: int
     follows: bool
+
+    @property
+    def lists(self) -> int:
+        """Scratchpad word of ``numbers``; behind them what each slot is to be filled with."""
+        return self.cache.base + self.cache.head
 
     def read_words(self) -> int:
         """At most: into all slots."""
@@ -72,75 +76,100 @@ class Ahead:
             total += self.cache.head if self.cache.begins else 0
         return total
 
-    def emit(self, emitter: "Emitter", index: int) -> None:
-        """Commands of all tiles that compute in the later step."""
-        for tile in sorted(self.step.work):
-            self._emit(TileExpertBatch(emitter, index, self.step, tile))
 
-    def _emit(self, tile: TileExpertBatch) -> None:
-        step, cache = self.step, self.cache
-        lists = cache.base + cache.head
-        slots, words = lists + step.tokens, step.tokens
+@dataclass(frozen=True)
+class Part:
+    """What the tiles of a later step do for it behind their commands of some step: follow the list
+    (RETAIN), or load what is missing in ``slot``."""
+
+    ahead: Ahead
+    slot: int | None = None
+
+    def emit(self, emitter: "Emitter", index: int) -> None:
+        step = self.ahead.step
+        for name in sorted(step.work):
+            tile = TileExpertBatch(emitter, index, step, name)
+            if self.slot is None:
+                self._follow(tile)
+            else:
+                self._load(tile, self.slot)
+
+    def _follow(self, tile: TileExpertBatch) -> None:
+        """The load queue waits until it is done: nothing later may be counted in its place."""
+        step, cache, numbers = self.ahead.step, self.ahead.cache, self.ahead.numbers
+        lists, words = self.ahead.lists, step.tokens
         if cache.begins:
             tile.load(cache.base, cache.empty, cache.head, AHEAD_IN)
             words += cache.head
-        tile.load(lists, self.numbers.base, 1, AHEAD_IN, count0=step.tokens, s_stride0=1,
-                  f_stride0=max(1, self.numbers.pixels // step.tokens))
+        tile.load(lists, numbers.base, 1, AHEAD_IN, count0=step.tokens, s_stride0=1,
+                  f_stride0=max(1, numbers.pixels // step.tokens))
         tile.stream.add(
             Opcode.VECTOR, [(AHEAD_IN, words)], [(LIST, tile.here)], Queue.VECTOR,
             op=VectorOp.RETAIN, base=lists, step=1, pixels=step.tokens, k=step.layer.k,
-            groups=step.words, channels=len(step.layer.weights), out=slots, b_base=cache.base,
-            table=cache.base + cache.slots)
-        waits: list[Wait] = [(LIST, 1)]
-        if self.follows:
-            waits.append((self.sem, tile.all_words))
-        for slot in range(step.words):
-            tile.load_expert(slot, slots + slot, self.sem, waits)
-            waits = []
+            groups=step.words, channels=len(step.layer.weights), out=lists + step.tokens,
+            b_base=cache.base, table=cache.base + cache.slots)
+        tile.stream.add(Opcode.SYNC, [(LIST, 1)], queue=Queue.LOAD)
+
+    def _load(self, tile: TileExpertBatch, slot: int) -> None:
+        sem = self.ahead.sem
+        waits = [(sem, tile.all_words)] if self.ahead.follows and slot == 0 else []
+        tile.load_expert(slot, self.ahead.lists + self.ahead.step.tokens + slot, sem, waits)
 
 
-def plan_ahead(config: Config, steps: Sequence[Step | UnitStep]) -> None:
-    """Let every step with a cache fetch for later ones what it can: as early as a list is there,
-    but not before the last step that needs the cache as it is."""
+def plan_ahead(config: Config, steps: Sequence[Step | UnitStep]) -> dict[int, list[Part]]:
+    """What is done for later steps behind each step, by its index.
+
+    A list is followed behind the first step with a cache that begins when it is there, but not
+    before the last step that needs the cache as it is. If the true list, all is loaded there: it is
+    needed next. If a foreseen one, slot by slot behind the steps in between, whose own loads would
+    stand behind it in the queue.
+    """
+    parts: dict[int, list[Part]] = {}
     if config.prefetch.experts_ahead == "none":
-        return
+        return parts
     cached = [(k, step) for k, step in enumerate(steps)
               if isinstance(step, ExpertBatchStep) and step.cache is not None]
     made: set[str] = set()
     on_way: dict[int, int] = {}       # first word of a cache: semaphore
-    followed: set[tuple[int, str]] = set()
     behind = 0
     for place, (index, step) in enumerate(cached):
         made |= {each.layer.target.name for each in steps[behind:index]}
         behind = index
-        step.awaits = on_way.pop(_cache_of(step).base, None)
+        on_way.pop(_cache_of(step).base, None)
         seen = {_cache_of(step).base}
         for later_index, later in cached[place + 1 :]:
             if _cache_of(later).base in seen:
                 continue
             seen.add(_cache_of(later).base)
-            # The true list, if it is there; else the foreseen one.
             found = next((t for t in later.sources[1:] if t.name in made), None)
-            if found is None or (later_index, found.name) in followed:
+            if found is None or found in [each.numbers for each in later.ahead]:
                 continue
-            _follow(step, later, found, on_way)
-            followed.add((later_index, found.name))
+            if (ahead := _planned(later, found, on_way)) is None:
+                continue
+            parts.setdefault(index, []).append(Part(ahead))
+            between = later_index - index - 1
+            for slot in range(later.words):
+                at = index
+                if found is not later.sources[1] and between:
+                    at += 1 + slot * between // later.words
+                parts.setdefault(at, []).append(Part(ahead, slot))
+    return parts
 
 
-def _follow(
-    step: ExpertBatchStep, later: ExpertBatchStep, numbers: Tensor, on_way: dict[int, int]
-) -> None:
-    """Fetch for ``later`` during ``step``, if a semaphore is free."""
+def _planned(later: ExpertBatchStep, numbers: Tensor, on_way: dict[int, int]) -> Ahead | None:
+    """A fetch for ``later``, if a semaphore is free."""
     cache = _cache_of(later)
-    free = (s for s in range(FIRST_AHEAD, FIRST_AHEAD + AHEADS) if s not in on_way.values())
     follows = cache.base in on_way
+    free = (s for s in range(FIRST_AHEAD, FIRST_AHEAD + AHEADS) if s not in on_way.values())
     sem = on_way[cache.base] if follows else next(free, None)
     if sem is None:
-        return
+        return None
     on_way[cache.base] = sem
-    step.ahead += (Ahead(later, numbers, cache, sem, follows),)
+    ahead = Ahead(later, numbers, cache, sem, follows)
+    later.ahead += (ahead,)
     if cache.begins:  # from now on it holds something
         later.cache = replace(cache, begins=False)
+    return ahead
 
 
 def _cache_of(step: ExpertBatchStep) -> Cache:
@@ -148,4 +177,4 @@ def _cache_of(step: ExpertBatchStep) -> Cache:
     return step.cache
 
 
-__all__ = ["Ahead", "plan_ahead", "without_foresight"]
+__all__ = ["Ahead", "Part", "plan_ahead", "without_foresight"]

@@ -142,9 +142,7 @@ class ExpertBatchStep(UnitStep):
     block: int = 0
     """Rows of a block, if tokens are sorted."""
     ahead: "tuple[Ahead, ...]" = ()
-    """What is fetched for later steps during this one."""
-    awaits: int | None = None
-    """Semaphore of what was fetched ahead for this one."""
+    """What is fetched for it during earlier steps; the last is awaited."""
 
     @property
     def depth(self) -> int:
@@ -220,10 +218,6 @@ class ExpertBatchStep(UnitStep):
 
     def emit(self, emitter: "Emitter", index: int, tile: Tile) -> None:
         TileExpertBatch(emitter, index, self, tile).emit()
-
-    def emit_after(self, emitter: "Emitter", index: int) -> None:
-        for ahead in self.ahead:
-            ahead.emit(emitter, index)
 
     def roofline(self, config: Config) -> Roofline:
         """Compulsory is one expert's weights: all tokens may choose the same; none where a cache
@@ -425,8 +419,8 @@ class TileExpertBatch:
         waits: list[Wait] = [(IN_FREE + number % BUFFERS, 1)] if number >= BUFFERS else []
         if number == 0 and not self.list_known:
             waits.append((LIST, 1 if step.places else step.tokens))
-        if number == 0 and step.awaits is not None:
-            waits.append((step.awaits, self.all_words))
+        if number == 0 and step.ahead:
+            waits.append((step.ahead[-1].sem, self.all_words))
         where = (self.slots if step.places else self.numbers) + word
         self.load_expert(number, where, PIECES * (number % BUFFERS), waits)
 
@@ -516,4 +510,5 @@ class TileExpertBatch:
         )
 
 
-__all__ = ["Cache", "ExpertBatchStep", "TileExpertBatch", "is_batch", "plan_caches", "plan_expert_batch"]
+__all__ = ["Cache", "ExpertBatchStep", "TileExpertBatch", "is_batch", "plan_caches",
+           "plan_expert_batch"]

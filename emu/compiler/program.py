@@ -301,7 +301,7 @@ def compile_network(
     convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
     pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
     again = set(pins.bases) - pins.first
-    streams = Emitter(config, steps, pins).emit()
+    streams = Emitter(config, steps, pins, plan_ahead(config, steps)).emit()
     _place_streams(memory, config, streams)
     program = Program(
         config=machine, streams=streams, words=memory.build(), tensors=tensors,
@@ -439,7 +439,6 @@ def _steps(
             steps.append(_experts(memory, layer, tensors, limit, caches))
         else:
             raise UserError(f"layer {layer.name}: the compiler has no {type(layer).__name__} yet")
-    plan_ahead(config, steps)
     for index, choice in choices.items():
         for step in by_layer[index]:
             step.landings = [(edge, _landings(by_layer[edge.reader][0], edge))

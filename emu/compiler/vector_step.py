@@ -71,9 +71,6 @@ class UnitStep:
         """Add one tile's commands of step number ``index``."""
         raise NotImplementedError
 
-    def emit_after(self, emitter: "Emitter", index: int) -> None:
-        """Add what any tile does for later steps, behind all tiles' commands of this one."""
-
     def roofline(self, config: Config) -> Roofline:
         raise NotImplementedError
 

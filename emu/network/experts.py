@@ -24,10 +24,10 @@ from emu.network.layers import (
     SoftmaxLayer,
     TopKLayer,
 )
-from emu.network.recorded import LAYERS, foreseen, recorded
+from emu.network.recorded import EXPERTS, LAYERS, foreseen, recorded
 from emu.network.transformers import GELU_SCALE, GELU_ZERO, PROBABILITY_SCALE, Stack
 
-CHOSEN = 2
+CHOSEN, LANES = 2, 16
 SCORE_SCALE = 0.05
 
 
@@ -91,26 +91,26 @@ class _Block(Stack):
         )
         return self._add(layer, scale, y, added)
 
-    def route_by_scores(
-        self, x: Value, experts: int, which: str = "", channel: int = 0
-    ) -> Value:
-        """What the top-k unit finds of the channels of ``x`` from ``channel`` on."""
-        if f"router{which}" not in self.made:
-            weights = np.zeros((experts, x.channels, 1, 1), np.int8)
-            weights[np.arange(experts), channel + np.arange(experts)] = 1
-            self.made[f"router{which}"] = {
-                "weights": weights, "bias": np.zeros(experts, np.int32),
-                "scale": np.ones(experts, np.float32)}
-        tokens, name = x.sample.shape[3], self.label(f"scores{which}")
-        scores = self._add(ConvLayer(
-            name=self.label(f"router{which}"), input_name=x.name, output_name=name,
-            input_shape=x.operand.shape, output_shape=(1, experts, 1, tokens), weight_zero=0,
-            x_zero=x.zero, x_signed=True, strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0),
-            groups=1, y_zero=x.zero, y_signed=True, clip_low=-128, clip_high=127,
-            **self.made[f"router{which}"]), x.scale, x)
-        top = Operand(self.label(f"top{which}"), (1, 16, 1, 2 * tokens), False, 0)
-        return self._add(TopKLayer(name=top.name, source=scores.operand, k=CHOSEN, target=top),
-                         x.scale, scores)
+    def hand_on(self, x: Value, outputs: int, which: str = "", channel: int = 0) -> Value:
+        """A router that says what channels of ``x`` from ``channel`` on say."""
+        router, name = f"router{which}", self.label(f"scores{which}")
+        if router not in self.made:
+            weights = np.zeros((outputs, x.channels, 1, 1), np.int8)
+            weights[np.arange(outputs), channel + np.arange(outputs)] = 1
+            self.made[router] = {"weights": weights, "bias": np.zeros(outputs, np.int32),
+                                 "scale": np.ones(outputs, np.float32)}
+        return self._add(ConvLayer(
+            name=self.label(router), input_name=x.name, output_name=name,
+            input_shape=x.operand.shape, output_shape=(1, outputs, 1, x.sample.shape[3]),
+            weight_zero=0, x_zero=x.zero, x_signed=True, strides=(1, 1), dilations=(1, 1),
+            pads=(0, 0, 0, 0), groups=1, y_zero=x.zero, y_signed=True, clip_low=-128,
+            clip_high=127, **self.made[router]), x.scale, x)
+
+    def top(self, name: str, scores: Value) -> Value:
+        """What the top-k unit finds."""
+        target = Operand(self.label(name), (1, 16, 1, 2 * scores.sample.shape[3]), False, 0)
+        return self._add(TopKLayer(name=target.name, source=scores.operand, k=CHOSEN,
+                                   target=target), scores.scale, scores)
 
     def route(self, x: Value, experts: int) -> tuple[Value, Value]:
         """(numbers, probabilities) of the chosen experts."""
@@ -178,43 +178,50 @@ def moe_batch(
         x = net.input(net.label("x"), (1, width, 1, tokens))
         x.sample[0, :experts, 0] = scores[:, net.step * tokens :][:, :tokens]
         given[x.name] = x.sample
-        top = net.route_by_scores(x, experts)
+        top = net.top("top", net.hand_on(x, experts))
         hidden = net.experts("up", x, top, experts, inner, True, tokens)
         outputs.append(net.experts("down", hidden, top, experts, width, False, tokens))
     return replace(net.network(*outputs), given=given)
 
 
 def moe_chain(
-    name: str, seed: int, *, steps: int, experts: int, width: int, inner: int,
+    name: str, seed: int, *, steps: int, width: int, inner: int,
     foresight: Literal["router", "oracle"] = "router",
 ) -> Network:
-    """`LAYERS` layers of experts one behind the other, for ``steps`` tokens one after the other.
+    """`LAYERS` layers of eight experts one behind the other, for ``steps`` tokens in turn.
 
-    All routing is that of the trained mixture: its scores are an input, which routers (identities)
-    hand on, layer by layer. What a layer will choose is foreseen before the layer before it begins:
-    by its router from that layer's input, as recorded, or (``oracle``) as it will be. What the two
-    experts of a token say is added, unweighed.
+    All routing is that of the trained mixture: scores are an input, which routers (identities) hand
+    on, layer by layer; a layer's router says too what the next layer will choose: what that one's
+    router makes of this layer's input, as recorded, or (``oracle``) what it will choose. What the
+    two experts of a token say is added, unweighed.
     """
     net = _Block.create(name, seed)
     outputs, given = [], {}
-    true = [recorded(steps, layer, seed) for layer in range(LAYERS)]
-    early = [foreseen(steps, layer, seed) if foresight == "router" else true[layer]
-             for layer in range(1, LAYERS)]
+    scores = np.full((LAYERS, 2, LANES, steps), -128, np.int8)
+    for layer in range(LAYERS):
+        scores[layer, 0, :EXPERTS] = recorded(steps, layer, seed)
+        if layer:
+            early = foreseen if foresight == "router" else recorded
+            scores[layer - 1, 1, :EXPERTS] = early(steps, layer, seed)
     for net.step in range(steps):
         x = net.input(net.label("x"), (1, width, 1, 1))
-        scores = net.input(net.label("routing"), (1, 16 * (2 * LAYERS - 1), 1, 1))
-        for k, each in enumerate([*true, *early]):
-            scores.sample[0, 16 * k : 16 * k + experts, 0, 0] = each[:, net.step]
-        given |= {x.name: x.sample, scores.name: scores.sample}
+        routing = net.input(net.label("routing"), (1, scores[..., 0].size, 1, 1))
+        routing.sample[0, :, 0, 0] = scores[..., net.step].reshape(-1)
+        given |= {x.name: x.sample, routing.name: routing.sample}
         ahead: Value | None = None
         for layer in range(LAYERS):
-            top = net.route_by_scores(scores, experts, str(layer), 16 * layer)
-            following: Value | None = None
-            if layer + 1 < LAYERS:
-                following = net.route_by_scores(
-                    scores, experts, f"{layer + 1}.foreseen", 16 * (LAYERS + layer))
-            hidden = net.experts(f"up{layer}", x, top, experts, inner, True, foreseen=ahead)
-            found = net.experts(f"down{layer}", hidden, top, experts, width, False, foreseen=ahead)
+            last = layer == LAYERS - 1
+            heard = net.hand_on(routing, EXPERTS if last else LANES + EXPERTS, str(layer),
+                                2 * LANES * layer)
+            true, early = heard, None
+            if not last:
+                true, early = (
+                    net.slice(net.label(f"{what}{layer}"), heard, EXPERTS, 1, channel=channel)
+                    for what, channel in (("true", 0), ("early", LANES)))
+            top = net.top(f"top{layer}", true)
+            following = net.top(f"foreseen{layer + 1}", early) if early else None
+            hidden = net.experts(f"up{layer}", x, top, EXPERTS, inner, True, foreseen=ahead)
+            found = net.experts(f"down{layer}", hidden, top, EXPERTS, width, False, foreseen=ahead)
             x = net.add(net.label(f"mix{layer}"), *(
                 net.slice(net.label(f"expert{i}.{layer}"), found, width, 1, pixel=i)
                 for i in range(CHOSEN)))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from emu.network.trained import DATA
 
-LAYERS = 3
+LAYERS, EXPERTS = 3, 8
 
 
 @cache
@@ -33,4 +33,4 @@ def _part(found: NDArray[np.int8], tokens: int, seed: int) -> NDArray[np.int8]:
     return found[(first + np.arange(tokens)) % len(found)].T
 
 
-__all__ = ["LAYERS", "foreseen", "recorded"]
+__all__ = ["EXPERTS", "LAYERS", "foreseen", "recorded"]
