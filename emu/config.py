@@ -292,10 +292,21 @@ class Storage(Section):
 
 
 class Mapping(Section):
-    mode: Literal["auto", "retained", "weight_streaming", "activation_streaming"] = Field(
+    mode: Literal[
+        "auto", "retained", "weight_streaming", "activation_streaming", "pipeline"
+    ] = Field(
         "auto", description="how layers with weights are dealt to tiles: as is quickest by the "
         "model; always over output channels; over as many pixels as there are, so that weights are "
-        "multicast; every layer to a group of tiles of its own"
+        "multicast; every layer to a group of tiles of its own; the same, and the groups work on "
+        "different steps at one time"
+    )
+    groups: Literal["balanced", "equal"] = Field(
+        "balanced", description="the tiles of a pipeline's stages: by their layers' arithmetic, or "
+        "as many for each"
+    )
+    bands: int = Field(
+        0, ge=0, le=4096, description="parts of a step's pixels that a pipeline works on one after "
+        "another; 0: as the model finds quickest"
     )
 
 
@@ -322,6 +333,11 @@ class Config(Section):
             raise ValueError(
                 f"hbm.channels must be at most twice mesh.cols (one per north and south edge "
                 f"port: {2 * self.mesh.cols}), not {self.hbm.channels}"
+            )
+        if self.mapping.mode == "pipeline" and self.scratchpad.pinned_kib:
+            raise ValueError(
+                "mapping.mode=pipeline keeps all weights in the scratchpads: "
+                f"scratchpad.pinned_kib must be 0, not {self.scratchpad.pinned_kib}"
             )
         return self
 

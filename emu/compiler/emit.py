@@ -192,6 +192,13 @@ class Emitter:
             self.begin(tile)
         for tile in sorted(self.pins.loads):
             self._load_pinned(tile)
+        self.emit_steps()
+        for stream in self.streams.values():
+            stream.add(Opcode.END)
+        return {tile: stream.commands for tile, stream in self.streams.items()}
+
+    def emit_steps(self) -> None:
+        """The commands of all steps, one behind another."""
         for index, step in enumerate(self.steps):
             if index:
                 self._barrier(index)
@@ -202,9 +209,6 @@ class Emitter:
                 self._emit_step(index, step)
             for part in self.ahead.get(index, ()):
                 part.emit(self, index)
-        for stream in self.streams.values():
-            stream.add(Opcode.END)
-        return {tile: stream.commands for tile, stream in self.streams.items()}
 
     def _emit_step(self, index: int, step: Step) -> None:
         for tile in sorted(self.busy):

@@ -12,7 +12,7 @@ from emu.config import BLOCK_TILES, BLOCK_WORDS, Config
 MAX_FRAMES = 63
 
 
-def _counts(limit: int) -> Iterator[int]:
+def counts(limit: int) -> Iterator[int]:
     """1, 2, 3, 4, 6, 8, 12 ... up to ``limit``."""
     value = 1
     while value < limit:
@@ -95,13 +95,13 @@ def plan_step(
         enough = max(2, min(enough, bounds.blocks))
         if frames is not None and frames < enough:
             continue
-        for bands in (1,) if resident else _counts(min(smallest, 4096)):
+        for bands in (1,) if resident else counts(min(smallest, 4096)):
             plan = _try_bands(bounds, bands, enough, frames)
             if plan:
                 return plan
     if resident:
         return None
-    for bands in _counts(min(smallest, 4096)):
+    for bands in counts(min(smallest, 4096)):
         plan = _try_parts(bounds, bands, frames)
         if plan:
             return plan

@@ -34,11 +34,13 @@ class Pins:
     bases: Step to the scratchpad word of its first tile, the same in every scratchpad.
     first: Steps that use pinned weights first: the initial load is theirs.
     loads: What each tile loads at the start.
+    parameters: Biases, scales and tables are among that.
     """
 
     bases: dict[int, int] = field(default_factory=dict)
     first: set[int] = field(default_factory=set)
     loads: dict[Tile, list[Load]] = field(default_factory=dict)
+    parameters: bool = False
 
     def words(self, tile: Tile) -> int:
         """That a tile loads at the start."""
@@ -58,7 +60,7 @@ def pin(config: Config, steps: Mapping[int, Step]) -> Pins:
     used: dict[Area | None, int] = {}  # each group of tiles has pins of its own
     for indexes in uses.values():
         step = steps[indexes[0]]
-        size = max(_size(step, c) for c in step.weights)
+        size = max(size_of(step, c) for c in step.weights)
         area = step.plan.shape.area
         room = config.scratchpad.pinned_words - used.get(area, 0)
         if step.plan.split.pixel_parts > 1 or size > room:
@@ -68,17 +70,18 @@ def pin(config: Config, steps: Mapping[int, Step]) -> Pins:
         pins.first.add(indexes[0])
         pins.bases |= dict.fromkeys(indexes, base)
         for c in step.weights:
-            pins.loads.setdefault(step.plan.split.tile(0, c), []).extend(_loads(step, c, base))
+            pins.loads.setdefault(step.plan.split.tile(0, c), []).extend(loads_of(step, c, base))
     return pins
 
 
-def _size(step: Step, c: int) -> int:
+def size_of(step: Step, c: int) -> int:
     """Words of a part, holes between its descriptors included."""
     block, tiles = step.weights[c].descriptors[-1]
     return (block * BLOCK_TILES + tiles) * step.plan.shape.tile_words
 
 
-def _loads(step: Step, c: int, base: int) -> Sequence[Load]:
+def loads_of(step: Step, c: int, base: int) -> Sequence[Load]:
+    """That bring part ``c`` to ``base``."""
     size = step.plan.shape.tile_words
     found = []
     for block, tiles in step.weights[c].descriptors:
@@ -93,4 +96,4 @@ def _loads(step: Step, c: int, base: int) -> Sequence[Load]:
     return found
 
 
-__all__ = ["Load", "Pins", "pin"]
+__all__ = ["Load", "Pins", "loads_of", "pin", "size_of"]

@@ -44,6 +44,7 @@ from emu.compiler.images import (
 )
 from emu.compiler.mapping import single, tile_groups
 from emu.compiler.pinning import Pins, pin
+from emu.compiler.pipeline import PipelineEmitter, plan_pipeline
 from emu.compiler.placement import near_channels
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.residency import (
@@ -60,7 +61,7 @@ from emu.compiler.residency import (
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
 from emu.compiler.schedule import schedule
 from emu.compiler.space_to_depth import block_of, over_blocks
-from emu.compiler.stream import Step
+from emu.compiler.stream import Step, slot_of
 from emu.compiler.tiling import Plan, Weights, input_cuts, plan_weights
 from emu.compiler.vector_step import UnitStep, VectorLayer, constants_of, plan_vector
 from emu.compiler.views import Part, root_of, take_views
@@ -280,51 +281,64 @@ def compile_network(
         wanted = {tensor.layer_name for tensor in network.outputs}
     layers = without_foresight(config, layers, wanted)
     layers, parts, viewed = take_views(layers)
-    layers, blocks = _fill_lanes(layers)
+    pipelined = config.mapping.mode == "pipeline"
+    blocks: Blocks = {}
+    if not pipelined:
+        layers, blocks = _fill_lanes(layers)
     if config.core.packed_weights:
         layers = [replace(each, packed=True) if isinstance(each, ConvLayer) and each.fits_nibbles
                   else each for each in layers]
     machine, (config, caches) = config, plan_caches(config, layers)
+    pipeline = plan_pipeline(config, layers, wanted | set(viewed)) if pipelined else None
+    layers = pipeline.layers if pipeline else layers
     for cap in FRAME_CAPS:
-        choices = _plan(config, layers, cap)
+        choices = pipeline.choices if pipeline else _plan(config, layers, cap)
         memory = Memory(config)
         memory.allocate(config.mesh.tiles, "the directory")
         in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
-        tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed)
+        tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed, pipelined)
         constants = memory.used
         try:
             steps = _steps(memory, layers, choices, tensors, caches)
             break
         except UserError:  # a layer without weights wants what the frames take
-            if not choices or cap == FRAME_CAPS[-1]:
+            if not choices or pipeline or cap == FRAME_CAPS[-1]:
                 raise
     convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
-    pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
+    if pipeline:
+        pins = pipeline.pins(list(convs.values()))
+        emitter: Emitter = PipelineEmitter(config, list(convs.values()), pins, pipeline)
+    else:
+        pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
+        emitter = Emitter(config, steps, pins, plan_ahead(config, steps))
     again = set(pins.bases) - pins.first
-    streams = Emitter(config, steps, pins, plan_ahead(config, steps)).emit()
+    streams = emitter.emit()
     _place_streams(memory, config, streams)
+    rooflines = tuple(
+        step.roofline(config) if isinstance(step, UnitStep)
+        else step_roofline(config, step, macs[step.layer.name], k in again)
+        for k, step in enumerate(steps)
+    )
+    step_reads = tuple(
+        step.read_words() if isinstance(step, UnitStep)
+        else planned_read_words(config, step, int(k not in again) if k in pins.bases else None)
+        for k, step in enumerate(steps)
+    )
+    plans = tuple(
+        step.describe() if isinstance(step, UnitStep) else step.plan.describe() for step in steps
+    )
+    if pipeline:
+        rooflines, step_reads = pipeline.rooflines(config, rooflines), pipeline.by_step(step_reads)
+        plans = (pipeline.describe(),) * len(rooflines)
     program = Program(
         config=machine, streams=streams, words=memory.build(), tensors=tensors,
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in wanted),
-        rooflines=tuple(
-            step.roofline(config) if isinstance(step, UnitStep)
-            else step_roofline(config, step, macs[step.layer.name], k in again)
-            for k, step in enumerate(steps)
-        ),
-        plans=tuple(
-            step.describe() if isinstance(step, UnitStep) else step.plan.describe()
-            for step in steps
-        ),
-        step_reads=tuple(
-            step.read_words() if isinstance(step, UnitStep)
-            else planned_read_words(config, step,
-                                    int(k not in again) if k in pins.bases else None)
-            for k, step in enumerate(steps)
-        ),
+        rooflines=rooflines, plans=plans, step_reads=step_reads,
         pinned_bytes=WORD_BYTES * pins.initial_words, constants=constants,
         layer_names=tuple(layer.name for layer in layers),
-        memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed),
+        memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed,
+                           pipeline.memory if pipeline else None),
         network=network if isinstance(network, Network) else None,
     )
     if check:
@@ -486,8 +500,10 @@ def _landings(reader: Step, edge: Edge) -> list[Landing]:
     else:
         items = [(single(*plan.split.tile(p, c)), work) for (p, c), work in reader.work.items()]
     return [
-        landing for rect, work in items
-        for landing in input_landings(plan.shape, rect, work.items[0])
+        replace(landing, offset=landing.offset + slot * plan.slot_words,
+                piece=landing.piece + slot * edge.pieces)
+        for rect, work in items for item in work.items for slot in [slot_of(reader, item.number)]
+        for landing in input_landings(plan.shape, rect, item)
     ]
 
 
@@ -513,11 +529,14 @@ def _fill_lanes(layers: list[Layer]) -> tuple[list[Layer], Blocks]:
 
 def _tensors(
     memory: Memory, layers: list[Layer], blocks: Blocks, in_hbm: set[str], outputs: set[str],
-    parts: dict[str, Part], viewed: dict[str, Operand],
+    parts: dict[str, Part], viewed: dict[str, Operand], apart: bool,
 ) -> dict[str, Tensor]:
-    """The tensors that lie in HBM; those that never live at one time may share addresses."""
+    """The tensors that lie in HBM; those that never live at one time may share addresses, unless
+    they are to lie ``apart`` because steps overlap."""
     tensors = _all_tensors(layers, blocks, viewed)
     items = [item for item in lifetimes(layers, tensors, outputs, parts) if item.name in in_hbm]
+    if apart:
+        items = [replace(item, first=0, last=len(layers)) for item in items]
     placement = place(items)
     area = memory.allocate(placement.high_water, "activations", TENSOR_ALIGN)
     placed = {
@@ -552,16 +571,17 @@ def _all_tensors(
 
 
 def _memories(
-    layers, choices, tensors, blocks, outputs, parts, viewed
+    layers, choices, tensors, blocks, outputs, parts, viewed, scratchpad: Sequence[Item] | None
 ) -> dict[str, tuple[Item, ...]]:
-    """What was placed where, in bytes, see `Program.memories`."""
+    """What was placed where, in bytes, see `Program.memories`; ``scratchpad``: if it is known."""
     activations = lifetimes(layers, _all_tensors(layers, blocks, viewed), outputs, parts)
     edges = [edge for choice in choices.values() for edge in (choice.source, choice.residual)
              if edge]
-    scratchpad = areas(choices, edges) if edges else []
+    if scratchpad is None:
+        scratchpad = [replace(item, name=f"{item.name} {layers[index].name}")
+                      for item, index in (areas(choices, edges) if edges else [])]
     found = {"activations": activations, "hbm": [i for i in activations if i.name in tensors],
-             "scratchpad": [replace(item, name=f"{item.name} {layers[index].name}")
-                            for item, index in scratchpad]}
+             "scratchpad": scratchpad}
     return {name: tuple(replace(item, size=WORD_BYTES * item.size) for item in items)
             for name, items in found.items()}
 
@@ -625,7 +645,7 @@ def _place(
         weight_base=bases, block_stride=stride, params=params,
         residual=tensors[layer.residual.source.name] if layer.residual and not choice.residual
         else None,
-        source_edge=choice.source, residual_edge=choice.residual,
+        source_edge=choice.source, residual_edge=choice.residual, flow=choice.flow,
     )
 
 

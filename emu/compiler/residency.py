@@ -18,7 +18,7 @@ from emu.compiler.geometry import Geometry
 from emu.compiler.mapping import Rect, Split, choose, cost, part, single
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.schedule import Item, schedule
-from emu.compiler.stream import EDGES, FIRST_EDGE
+from emu.compiler.stream import EDGES, FIRST_EDGE, Flow
 from emu.compiler.tiling import PIECES, Plan, plan_weights
 from emu.config import BLOCK_WORDS, Config
 from emu.errors import UserError
@@ -83,6 +83,7 @@ class Choice:
     source: Edge | None = None
     residual: Edge | None = None
     filled: list[Edge] = field(default_factory=list)
+    flow: Flow = field(default_factory=Flow)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ def _residual_words(work: Work) -> int:
 
 def step_roofline(config: Config, step: Step, macs: int, resident: bool = False) -> Roofline:
     """Bounds of one planned step; ``macs``: of the whole layer as the network defines it;
-    ``resident``: its weights are in the scratchpads already."""
+    ``resident``: its weights are in the scratchpads already, in a pipeline also its parameters."""
     plan, shape = step.plan, step.plan.shape
+    parameters = not step.flow.step
     compute = inbound = 0
     for (_, c), work in step.work.items():
         passes = sum(
@@ -70,11 +71,13 @@ def step_roofline(config: Config, step: Step, macs: int, resident: bool = False)
         first, last = plan.channel_range(c)
         words = sum(piece.words for item in work.items for piece in item.pieces)
         tiles = 0 if resident else sum(tiles for _, tiles in step.weights[c].descriptors)
-        words += work.generations * tiles * shape.tile_words + 8 * (last - first)
-        words += shape.table_words + _residual_words(work) * shape.has_residual
+        words += work.generations * tiles * shape.tile_words
+        words += (8 * (last - first) + shape.table_words) * parameters
+        words += _residual_words(work) * shape.has_residual
         compute, inbound = max(compute, passes), max(inbound, words)
     tiles = 0 if resident else sum(shape.passes(g) for g in plan.groups)
-    constants = tiles * shape.tile_words + 8 * len(plan.groups) + shape.table_words
+    constants = tiles * shape.tile_words
+    constants += (8 * len(plan.groups) + shape.table_words) * parameters
     reads = {step.source.name: _input_words(step)} if step.source else {}
     if step.residual:
         reads[step.residual.name] = len(plan.groups) * shape.pixels
@@ -99,7 +102,7 @@ def planned_read_words(config: Config, step: Step, generations: int | None = Non
         total += _residual_words(work) if step.residual else 0
         first, last = plan.channel_range(c)
         leads = p == step.leader_of_weights(c)
-        if leads or not config.mesh.multicast:
+        if not step.flow.step and (leads or not config.mesh.multicast):
             total += 8 * (last - first) + plan.shape.table_words
         if leads or not plan.share_weights:
             tiles = sum(tiles for _, tiles in step.weights[c].descriptors)

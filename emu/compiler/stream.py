@@ -25,6 +25,7 @@ PINNED = 34                   # words of pinned weights, awaited by the compute 
 FIRST_EDGE, EDGES = 35, 23    # resident edges (`emu.compiler.residency`) share these
 FIRST_AHEAD, AHEADS = 58, 4   # words fetched ahead of a step of experts, in the load queue
 PLACED, KEPT = 62, 63         # lists of places that are there; words kept: both in the store queue
+PIPELINE_SLOTS = 2            # input slots of a pipeline's stages: one is read, one is filled
 VECTOR_IN = 28                # + input slot; of experts 1: lists of what is fetched ahead
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
 
@@ -34,6 +35,36 @@ if TYPE_CHECKING:
 Tile = tuple[int, int]
 Wait = tuple[int, int]
 Signal = tuple[int, Rect]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How a step goes on counting where an earlier one of the same layer ended: in a pipeline.
+
+    step, steps: Its number among all that repeat the layer. bands: Items of each.
+    arrivals: First semaphore of arriving words, ``pieces`` for each input slot.
+    in_free: First of the input slots' semaphores in the tiles that fill them: it may be filled.
+    releases: Those tiles; None: the one that loads the slot.
+    out_free: An output slot has been stored.
+    room: `in_free` of the layer that reads what this one makes; None: it goes to HBM.
+    readers: Tiles that release a slot of that layer.
+    """
+
+    step: int = 0
+    steps: int = 1
+    bands: int = 1
+    arrivals: int = 0
+    pieces: int = PIECES
+    in_free: int = IN_FREE
+    releases: Rect | None = None
+    out_free: int = OUT_FREE
+    room: int | None = None
+    readers: int = 0
+
+    @property
+    def first_item(self) -> int:
+        """Items of the steps before."""
+        return self.step * self.bands
 
 
 @dataclass
@@ -53,6 +84,7 @@ class Step:
     source_edge: "Edge | None" = None
     residual_edge: "Edge | None" = None
     landings: "list[tuple[Edge, list[Landing]]]" = field(default_factory=list)
+    flow: Flow = field(default_factory=Flow)
 
     def leader_of_weights(self, c: int) -> int:
         return c % self.plan.split.pixel_parts
@@ -101,6 +133,10 @@ def _halves(count: int) -> list[int]:
 
 def arrival(step: Step, item: Item, piece: int) -> int:
     """Semaphore that counts the words of an item's piece."""
-    if step.source_edge:
-        return step.source_edge.sem + piece
-    return PIECES * (item.number % step.plan.slots) + piece
+    first = step.source_edge.sem if step.source_edge else step.flow.arrivals
+    return first + step.flow.pieces * slot_of(step, item.number) + piece
+
+
+def slot_of(step: Step, item: int) -> int:
+    """The input slot of item number ``item`` of ``step``."""
+    return (step.flow.first_item + item) % step.plan.slots

@@ -11,10 +11,9 @@ from emu.compiler.mapping import encode_rect, part, single
 from emu.compiler.residency import Edge, Landing
 from emu.compiler.schedule import Item, Op
 from emu.compiler.stream import (
-    IN_FREE,
-    OUT_FREE,
     OUT_READY,
     PARAMS,
+    PIPELINE_SLOTS,
     RESIDUAL,
     RESIDUAL_FREE,
     Signal,
@@ -22,6 +21,7 @@ from emu.compiler.stream import (
     Tile,
     Wait,
     arrival,
+    slot_of,
 )
 from emu.config import BLOCK_TILES
 from emu.isa import Opcode, Queue, WeightMode
@@ -49,39 +49,49 @@ class TileStep:
         self.first_op = {op.item: k for k, op in reversed(list(enumerate(ops)))}
         self.last_op = {op.item: k for k, op in enumerate(ops)}
         self.loads = self._load_order()
-        self.loaded = self.waited_params = 0
+        self.loaded = self.residuals = 0
+        self.waited_params = emitter.pins.parameters
         self.waited: set[tuple[int, int]] = set()
-        self.drains = 0
         self.draining = [op for op in ops if op.last]
-        self.total_drains = len(self.draining)
-        self.residuals = 0
+        flow = step.flow
+        self.drains = flow.step * len(self.draining)
+        self.total_drains = flow.steps * len(self.draining)
+        self.first_item, self.total_items = flow.first_item, flow.steps * len(self.work.items)
+        self.entered = -1
 
     def emit(self) -> None:
         first_use = self._first_use()
-        start: list[Wait] = []
         for number, op in enumerate(self.work.ops):
-            use = first_use.get((op.generation, op.segment.descriptor), -1)
-            if number == 0:
-                self._load_some(number, op, 0)
-                if self.index == 0:
-                    self.emitter.begin(self.tile)
-            if self.pinned is None:
-                self.emitter.ensure_use(self.tile, use)
-            if number == 0:
+            self._emit(number, op, first_use.get((op.generation, op.segment.descriptor), -1))
+
+    def emit_item(self, item: int) -> None:
+        """The ops of one item; the weights are pinned."""
+        for number, op in enumerate(self.work.ops):
+            if op.item == item:
+                self._emit(number, op, -1)
+
+    def _emit(self, number: int, op: Op, use: int) -> None:
+        start: list[Wait] = []
+        if number == 0:
+            self._load_some(number, op, 0)
+            if self.index == 0:
+                self.emitter.begin(self.tile)
+        if self.pinned is None:
+            self.emitter.ensure_use(self.tile, use)
+        if number == 0:
+            if not self.waited_params:
                 self._load_params()
-                start = self.emitter.take_start(self.tile, self.index)
-            self._load_some(number, op, LOOKAHEAD)
-            if self.step.residual and op.last:
-                self._load_residuals(self.drains + (1 if number == 0 else self.plan.out_slots))
-            if self.pinned is None:
-                self._compute(number, op, self.emitter.uses[self.tile][use], start)
-            else:
-                start += self.emitter.await_pinned(self.tile)
-                self._compute(number, op, None, start)
-            start = []
-            if op.last:
-                self._store(op)
-        self._load_some(len(self.work.ops), None, 0)
+            start = self.emitter.take_start(self.tile, self.index)
+        self._load_some(number, op, LOOKAHEAD)
+        if self.step.residual and op.last:
+            self._load_residuals(self.drains + (1 if number == 0 else self.plan.out_slots))
+        if self.pinned is None:
+            self._compute(number, op, self.emitter.uses[self.tile][use], start)
+        else:
+            start += self.emitter.await_pinned(self.tile)
+            self._compute(number, op, None, start)
+        if op.last:
+            self._store(op)
 
     def _first_use(self) -> dict[tuple[int, int], int]:
         return {
@@ -115,10 +125,8 @@ class TileStep:
             return self.c == active[self.p % len(active)]
         return self.tile == self.input_leader
 
-    def _load_some(self, number: int, op: Op | None, ahead: int) -> None:
+    def _load_some(self, number: int, op: Op, ahead: int) -> None:
         """Emit loads up to those that ``op`` needs and ``ahead`` more, as far as gates allow."""
-        if op is None:
-            return
         needed = max(
             (k for k, (_, item, piece) in enumerate(self.loads)
              if item < op.item or (item == op.item and piece in op.needs)), default=-1,
@@ -132,10 +140,10 @@ class TileStep:
 
     def _load(self, item: Item, index: int) -> None:
         plan, piece = self.plan, item.pieces[index]
-        slot = item.number % plan.slots
+        slot = slot_of(self.step, item.number)
         waits: list[Wait] = []
-        if item.number >= plan.slots and index == 0:
-            waits = [(IN_FREE + slot, self.input_members)]
+        if self.first_item + item.number >= plan.slots and index == 0:
+            waits = [(self.step.flow.in_free + slot, self.input_members)]
         low, high = piece.inputs
         for stretch in piece.stretches:
             move = self._move(*stretch, high - low)
@@ -221,7 +229,7 @@ class TileStep:
                 waits.append((arrival(self.step, item, k), item.pieces[k].words))
         if op.last:
             if not self.waited_params:
-                self.waited_params = 1
+                self.waited_params = True
                 waits.append((PARAMS, self._param_words()))
             edge = self.step.residual_edge
             if edge and self.drains == 0:
@@ -229,17 +237,18 @@ class TileStep:
             if self.step.residual:
                 waits.append((RESIDUAL + self.drains % self.plan.out_slots, op.drained_words))
             elif self.drains >= self.plan.out_slots:
-                waits.append((OUT_FREE, 1))
+                waits.append((self.step.flow.out_free, 1))
         return waits
 
     def _compute(self, number: int, op: Op, use: "Use | None", start: list[Wait]) -> None:
         signals: list[Signal] = []
         if op.last:
             signals.append((OUT_READY, single(*self.tile)))
-        refilled = op.item + self.plan.slots < len(self.work.items)
+        refilled = self.first_item + op.item + self.plan.slots < self.total_items
         if refilled and self.last_op[op.item] == number:
-            slot = op.item % self.plan.slots
-            signals.append((IN_FREE + slot, single(*self.input_leader)))
+            flow = self.step.flow
+            signals.append((flow.in_free + slot_of(self.step, op.item),
+                            flow.releases or single(*self.input_leader)))
         self.stream.add(
             Opcode.COMPUTE, self._waits(op, start), signals, queue=Queue.COMPUTE,
             **self._window(op), **self._weight_fields(op, use), **self._drain_fields(op),
@@ -258,7 +267,7 @@ class TileStep:
         low, high = op.segment.inputs
         groups, needs = op.segment.groups, shape.needs
         step = needs[groups[0] + 1][0] - needs[groups[0]][0] if groups[1] - groups[0] > 1 else 0
-        slot = plan.inputs + op.item % plan.slots * plan.slot_words
+        slot = plan.inputs + slot_of(self.step, op.item) * plan.slot_words
         return {
             "base": slot + (low - item.inputs[0]) * plan.plane + op.offset,
             "plane": plan.plane, "row": region.cols, "step": 1,
@@ -347,7 +356,7 @@ class TileStep:
     def _store(self, op: Op) -> None:
         signals: list[Signal] = []
         if self.drains + self.plan.out_slots < self.total_drains:
-            freed = RESIDUAL_FREE if self.step.residual else OUT_FREE
+            freed = RESIDUAL_FREE if self.step.residual else self.step.flow.out_free
             signals.append((freed, single(*self.tile)))
         if self.drains == self.total_drains - 1:
             signals += self.emitter.barrier_signal(self.index)
@@ -356,14 +365,23 @@ class TileStep:
                  for move in self._deliveries(op, slot, edge, landings)]
         if self.step.target:
             moves.append({"scratchpad": slot, **self._move_out(self.step.target, op)})
+        waits = [(OUT_READY, 1), *self._room(op)]
         if not moves:  # pixels that no reader needs, by its stride
-            self.stream.add(Opcode.SYNC, [(OUT_READY, 1)], signals, queue=Queue.STORE)
+            self.stream.add(Opcode.SYNC, waits, signals, queue=Queue.STORE)
         for number, move in enumerate(moves):
             self.stream.add(
-                Opcode.STORE, [(OUT_READY, 1)] if number == 0 else [],
+                Opcode.STORE, waits if number == 0 else [],
                 signals if number == len(moves) - 1 else [], queue=Queue.STORE, **move,
             )
         self.drains += 1
+
+    def _room(self, op: Op) -> list[Wait]:
+        """The wait of an item's first store into a pipeline's next stage: its slot is free."""
+        flow, number = self.step.flow, self.first_item + op.item
+        if flow.room is None or number < PIPELINE_SLOTS or number == self.entered:
+            return []
+        self.entered = number
+        return [(flow.room + number % PIPELINE_SLOTS, flow.readers)]
 
     @staticmethod
     def _deliveries(op: Op, slot: int, edge: Edge, landings: list[Landing]):
