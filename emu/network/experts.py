@@ -196,13 +196,14 @@ def moe_chain(
     two experts of a token say is added, unweighed.
     """
     net = _Block.create(name, seed)
-    outputs, given = [], {}
+    outputs: list[Value] = []
+    given: dict[str, NDArray] = {}
     scores = np.full((LAYERS, 2, LANES, steps), -128, np.int8)
     for layer in range(LAYERS):
         scores[layer, 0, :EXPERTS] = recorded(steps, layer, seed)
         if layer:
-            early = foreseen if foresight == "router" else recorded
-            scores[layer - 1, 1, :EXPERTS] = early(steps, layer, seed)
+            source = foreseen if foresight == "router" else recorded
+            scores[layer - 1, 1, :EXPERTS] = source(steps, layer, seed)
     for net.step in range(steps):
         x = net.input(net.label("x"), (1, width, 1, 1))
         routing = net.input(net.label("routing"), (1, scores[..., 0].size, 1, 1))
@@ -213,13 +214,15 @@ def moe_chain(
             last = layer == LAYERS - 1
             heard = net.hand_on(routing, EXPERTS if last else LANES + EXPERTS, str(layer),
                                 2 * LANES * layer)
-            true, early = heard, None
-            if not last:
+            following: Value | None = None
+            if last:
+                top = net.top(f"top{layer}", heard)
+            else:
                 true, early = (
                     net.slice(net.label(f"{what}{layer}"), heard, EXPERTS, 1, channel=channel)
                     for what, channel in (("true", 0), ("early", LANES)))
-            top = net.top(f"top{layer}", true)
-            following = net.top(f"foreseen{layer + 1}", early) if early else None
+                top = net.top(f"top{layer}", true)
+                following = net.top(f"foreseen{layer + 1}", early)
             hidden = net.experts(f"up{layer}", x, top, EXPERTS, inner, True, foreseen=ahead)
             found = net.experts(f"down{layer}", hidden, top, EXPERTS, width, False, foreseen=ahead)
             x = net.add(net.label(f"mix{layer}"), *(

@@ -13,6 +13,7 @@ from emu.compiler.expert_step import PARAMETER_WORDS
 from emu.network.exact import exact
 from emu.network.experts import CHOSEN, moe_batch
 from emu.network.layers import Network
+from sim.experiments import foresight
 from sim.experiments.expert_bounds import Counts, idle
 from sim.experiments.framework import Case, Experiment, compared
 
@@ -102,8 +103,9 @@ def _cases(quick: bool) -> list[Case]:
     if quick:
         cases = [case for tokens in (1, 3, 32) for case in
                  _group(Load(small, tokens), "small", (ALL, OWN, SORTED, DISTINCT))]
-        return cases + _group(Load(small, 1, 6, "Zipf 1"), "small", (DISTINCT, *_cached(2, 4)),
-                              DISTINCT, laws=(TRAINED,))
+        cases += _group(Load(small, 1, 6, "Zipf 1"), "small", (DISTINCT, *_cached(2, 4)),
+                        DISTINCT, laws=(TRAINED,))
+        return cases + foresight.cases(quick)
     cases = _group(Load(middle, 1), "base", (ALL, OWN, SORTED, DISTINCT))
     for tokens in (2, 4, 8, 16):
         cases += _group(Load(middle, tokens), "base", FETCHED,
@@ -118,7 +120,7 @@ def _cases(quick: bool) -> list[Case]:
               for law in ("Zipf 1", TRAINED) for mode in _cached(2, 6)]
     for tokens in (1, 8):
         cases += _group(Load(large, tokens), "base", FETCHED)
-    return cases
+    return cases + foresight.cases(quick)
 
 
 def loaded(row: Mapping[str, Any]) -> float | None:
@@ -158,8 +160,10 @@ def bounds(load: Load) -> str:
             f"({load.expert_bytes:,} bytes) {idle(counts, twice=1):.2f}")
 
 
-def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
+def _findings(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    chains = [row for row in every if (row["group"], row["case"]) in foresight.ASKED]
+    rows = [row for row in every if row not in chains]
+    found = foresight.findings(chains)
     hbm = {(g, c): r for g, c, r in compared(rows, lambda r: r["traffic_bytes"]["hbm_read"])}
     cycles = {(g, c): r for g, c, r in compared(rows, lambda r: r["cycles"])}
     for row in rows:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Experts for many tokens: routes, the three ways to fetch weights, absent entries, bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from emu.errors import UserError
 from emu.interpreter import Interpreter, execute
 from emu.isa import ABSENT, VectorOp
 from emu.network.exact import exact, run_layer
-from emu.network.experts import moe_batch
+from emu.network.experts import moe_batch, moe_chain
 from emu.network.layers import ExpertLayer, Operand
 from emu.network.recorded import LAYERS, recorded
 from emu.network.trained import DATA
@@ -212,3 +214,49 @@ def test_recorded_routing():
     words = np.ascontiguousarray(top.reshape(16, -1).T).view(np.uint32)[::2, :2]
     want = np.argsort(-recorded(20, 1, 2).T.astype(int), 1, kind="stable")[:, :2]
     np.testing.assert_array_equal(words, want)
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_ahead(slots):
+    """What is fetched by another list changes transfers, not results; a foreseen list that is right
+    loads no expert twice, and the words say so."""
+    found = {}
+    for foresight in ("router", "oracle"):
+        network = moe_chain("m", 1, steps=3, width=48, inner=80, foresight=foresight)
+        want = exact(network, network.given)
+        for ahead in ("none", "known", "predicted"):
+            program = compile_network(network, load_config("small", [
+                "prefetch.experts=cached", f"prefetch.expert_slots={slots}",
+                f"prefetch.experts_ahead={ahead}"]))
+            for eager in (True, False):
+                interpreter = Interpreter(program.config, program.global_image(network.given),
+                                          eager=eager)
+                outputs = program.graph_outputs(interpreter.run())
+                for name, values in want.items():
+                    np.testing.assert_array_equal(outputs[name], values)
+            made = [name for name in program.layer_names if name.startswith("foreseen")]
+            assert len(made) == (6 if ahead == "predicted" else 0)
+            found[foresight, ahead] = interpreter.counts.load_words
+    assert found["router", "none"] == found["oracle", "none"]
+    # Lists alone: a word for each of three tiles of the second matrix, layer and token.
+    known = found["router", "known"] - found["router", "none"]
+    assert known == 3 * 3 * 3
+    # For two layers, a word for each of four and three tiles, and the lists' own way into HBM.
+    assert found["oracle", "predicted"] - found["oracle", "known"] < 150
+    assert found["router", "predicted"] > found["oracle", "predicted"] + 500
+
+
+def test_ahead_needs_a_cache():
+    with pytest.raises(UserError, match=r"experts_ahead=known fetches into the slots of prefetch"):
+        load_config("small", ["prefetch.experts_ahead=known"])
+
+
+def test_foreseen_lists_of_one_token():
+    """An expert layer of one token takes no cache; a foreseen list changes nothing."""
+    layer, x, chosen = experts(1, 2, 40, 100)
+    numbers = layer.sources[1]
+    early = Operand("early", numbers.shape, False, 0)
+    layer = replace(layer, sources=(*layer.sources, early))
+    want = run_layer(layer, x, chosen, chosen)
+    program = compile_network([layer], load_config("small"))
+    np.testing.assert_array_equal(execute(program, {"x": x, "n": chosen})["y"], want)
