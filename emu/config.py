@@ -90,6 +90,9 @@ class Scratchpad(Section):
     resident: bool = Field(
         True, description="activations stay on the chip between layers where they fit"
     )
+    resident_kib: int = Field(
+        0, ge=0, description="most KiB of each that activations take which stay; 0: what fits"
+    )
     pinned_kib: int = Field(
         0, ge=0, description="KiB of each for weights that stay from step to step"
     )

@@ -67,10 +67,11 @@ def hardware_key(config: Config) -> Config:
     """
     prefetch = config.prefetch.model_copy(
         update={"policy": "demand", "threshold": 0, "depth": 1, "experts": "distinct",
-                "expert_slots": 1}
+                "expert_slots": 1, "experts_ahead": "none"}
     )
     mesh = config.mesh.model_copy(update={"multicast": True})
-    scratchpad = config.scratchpad.model_copy(update={"resident": True, "pinned_kib": 0})
+    scratchpad = config.scratchpad.model_copy(update={
+        "resident": True, "resident_kib": 0, "pinned_kib": 0})
     core = config.core.model_copy(update={"packed_weights": True})
     hbm = config.hbm.model_copy(update={"sum_rows": min(config.hbm.sum_rows, 1)})
     return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,

@@ -20,7 +20,7 @@ from emu.compiler.plan_layer import plan_layer
 from emu.compiler.schedule import Item, schedule
 from emu.compiler.stream import EDGES, FIRST_EDGE, Flow
 from emu.compiler.tiling import PIECES, Plan, plan_weights
-from emu.config import BLOCK_WORDS, Config
+from emu.config import BLOCK_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.planner import Item as Area
 from emu.planner import place
@@ -211,11 +211,14 @@ def _attempt(
     """Choices with exactly the edges ``wanted``, or with fewer if ``evict``."""
     config = search.config
     limit = config.scratchpad.free_words - frames * BLOCK_WORDS
+    budget = config.scratchpad.resident_kib * 1024 // WORD_BYTES
     for _ in range(ATTEMPTS):
         if not wanted:
             return None
         splits = _splits(search, needs, wanted)
         edges = _edges(config, needs, wanted, splits)
+        if budget and _crowded(edges, budget, wanted):
+            continue
         if evict and _crowded(edges, MOST_EDGES * limit, wanted):
             continue
         choices, full = _temporaries(config, needs, edges, splits, frames, apart, evict)

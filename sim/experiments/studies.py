@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
+from emu.config import load_config
 from emu.network.layers import Network
 from emu.network.transformers import Stack, encoder
 from sim.experiments.embeddings import EMBEDDINGS
@@ -78,16 +79,28 @@ def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         read or ["HBM bytes are equal under all policies: prefetching hides latency only"])
 
 
+def _fused(network: str, chip: str, kib: int, room: int | None) -> Case:
+    """``room``: most KiB a tile of activations that stay, 0 for what fits, None for none."""
+    tiles = load_config(chip).mesh.tiles
+    name = {None: "in HBM", 0: "on the chip"}.get(
+        room, f"on the chip, at most {(room or 0) * tiles} KiB")
+    settings = (f"scratchpad.kib={kib}", f"scratchpad.resident={str(room is not None).lower()}",
+                *([f"scratchpad.resident_kib={room}"] if room else []))
+    return Case(name, f"{network}, {kib} KiB a tile", network, chip, settings,
+                is_baseline=room is None)
+
+
 def _fusion_cases(quick: bool) -> list[Case]:
-    networks = ("tiny.residual",) if quick else ("resnet50", "mobilenetv2")
-    chip, sizes = ("small", (16, 32)) if quick else ("base", (64, 128, 256))
-    cases = [
-        Case("in HBM" if resident == "false" else "on the chip", f"{network}, {size} KiB a tile",
-             network, chip, (f"scratchpad.kib={size}", f"scratchpad.resident={resident}"),
-             is_baseline=resident == "false")
-        for network in networks for size in sizes for resident in ("false", "true")
-        if (network, size) != ("resnet50", 64)  # 4 million cycles either way: weights come again
-    ]
+    if quick:
+        cases = [_fused("tiny.residual", "small", kib, room)
+                 for kib, rooms in ((16, (None, 0)), (32, (None, 1, 0))) for room in rooms]
+    else:
+        rooms = {64: (None, 0), 128: (None, 0), 256: (None, 16, 32, 64, 128, 0)}
+        cases = [
+            _fused(network, "base", kib, room)
+            for network in ("resnet50", "mobilenetv2") for kib in rooms for room in rooms[kib]
+            if (network, kib) != ("resnet50", 64)  # 4 million cycles: weights come again
+        ]
     null = ("tiny.conv3x3", "small") if quick else ("bert_base.ffn1", "base")
     return cases + [
         Case("in HBM" if resident == "false" else "on the chip", f"{null[0]}: one layer", null[0],

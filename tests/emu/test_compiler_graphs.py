@@ -11,6 +11,7 @@ from emu.compiler.space_to_depth import block_of, from_blocks, over_blocks, to_b
 from emu.config import load_config
 from emu.interpreter import execute
 from emu.network.layers import Operand, Residual
+from emu.network.workloads import load_network
 from emu.requantise import add_by_table, add_scales, add_table
 from tests.emu.compiler_layers import golden, make_input, make_layer
 from tests.emu.test_compiler import MACHINES, SAME
@@ -123,3 +124,19 @@ def test_a_tensor_of_more_readers_than_semaphores():
     made = golden(first, inputs)
     for layer in readers:
         np.testing.assert_array_equal(found[layer.output_name], golden(layer, made))
+
+
+def test_room_for_activations():
+    """At most so many KiB of a tile are taken by activations that stay, at any one layer."""
+    network = load_network("tiny.residual")
+    reads = []
+    for kib in (0, 2, 1, None):
+        program = compile_network(network, load_config("small", [
+            f"scratchpad.resident_kib={kib or 0}",
+            f"scratchpad.resident={str(kib is not None).lower()}"]))
+        areas = [item for item in program.memories["scratchpad"] if "temporaries" not in item.name]
+        most = max((sum(item.size for item in areas if item.first <= k <= item.last)
+                    for k in range(len(network.layers))), default=0)
+        assert most <= 1024 * kib if kib else (most > 0) == (kib == 0)
+        reads.append(program.planned_read_bytes)
+    assert max(reads[:-1]) < reads[-1]
