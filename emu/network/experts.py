@@ -31,7 +31,7 @@ CHOSEN, LANES = 2, 16
 SCORE_SCALE = 0.05
 
 
-class _Block(Stack):
+class Block(Stack):
     """A stack with layers of experts."""
 
     def experts(
@@ -131,7 +131,7 @@ class _Block(Stack):
 
 def moe_block(name: str, seed: int, *, experts: int, width: int, inner: int) -> Network:
     """One token through a block of ``experts``, of which two are read."""
-    net = _Block.create(name, seed)
+    net = Block.create(name, seed)
     x = net.input("x", (1, width, 1, 1))
     y = net.norm("norm", x)
     numbers, probabilities = net.route(y, experts)
@@ -170,7 +170,7 @@ def moe_batch(
     chosen by the input and found on the chip: by Zipf's law, or as recorded from a ``layer`` of a
     trained mixture. What the experts say is not mixed.
     """
-    net = _Block.create(name, seed)
+    net = Block.create(name, seed)
     scores = (routed(net.composer.rng, steps * tokens, experts, zipf) if layer is None
               else recorded(steps * tokens, layer, seed))
     outputs, given = [], {}
@@ -195,7 +195,7 @@ def moe_chain(
     router makes of this layer's input, as recorded, or (``oracle``) what it will choose. What the
     two experts of a token say is added, unweighed.
     """
-    net = _Block.create(name, seed)
+    net = Block.create(name, seed)
     outputs: list[Value] = []
     given: dict[str, NDArray] = {}
     scores = np.full((LAYERS, 2, LANES, steps), -128, np.int8)

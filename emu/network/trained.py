@@ -21,7 +21,7 @@ def digits(name: str, seed: int) -> Any:
 
 
 def samples(workload: str, network: Network) -> dict[str, NDArray] | None:
-    """The held-out inputs of a trained workload, quantised; None if it has none."""
+    """The held-out inputs of a trained workload, quantised; None if it has none of its own."""
     if workload != "digits":
         return None
     with np.load(DATA / "digits.npz") as archive:
@@ -34,11 +34,14 @@ def score(workload: str, outputs: Mapping[str, NDArray]) -> dict[str, Any] | Non
 
     ``predictions`` are the classes, sample by sample.
     """
-    if workload != "digits":
+    if workload == "digits":
+        found = outputs["logits"].argmax(1)
+    elif workload == "digits_moe":  # (1, 10, 1, tokens) a step, in their order
+        found = np.concatenate([each.argmax(1).reshape(-1) for each in outputs.values()])
+    else:
         return None
     with np.load(DATA / "digits.npz") as archive:
         labels = archive["label"]
-    found = outputs["logits"].argmax(1)
     right = int(np.count_nonzero(found == labels))
     return {"samples": len(labels), "correct": right, "accuracy": right / len(labels),
             "predictions": found.tolist()}

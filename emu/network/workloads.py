@@ -22,6 +22,7 @@ from emu.network.importer import import_onnx
 from emu.network.layers import Network
 from emu.network.recommender import dlrm
 from emu.network.segments import has_own
+from emu.network.mixture import digits_moe
 from emu.network.trained import digits
 from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual
@@ -184,6 +185,10 @@ _NETWORKS = (
         "moe_block", "one token through a block of 8 experts of 768 x 3072, the top 2 of them",
         9_467_904, 37_779_456,
         partial(moe_block, experts=8, width=768, inner=3072),
+    ),
+    Workload(
+        "digits_moe", "trained mixture of 3 x 8 experts, 360 held-out 8x8 digits, 90 at a time",
+        14_400_000, 307_456, partial(digits_moe, tokens=90, steps=4),
     ),
     Workload(
         "tiny.moe", "test: one token, the top 2 of 5 experts of 48 x 80",
