@@ -87,7 +87,7 @@ class _Mixture(Block):
 
     def linear_of(self, name: str, x: Value, added: Value | None = None) -> Value:
         """A matrix of the trained ones."""
-        found, scale = self.weights[name], self.weights[f"{name}.scale"]
+        found, scale = self.weights[name], np.float32(self.weights[f"{name}.scale"])
         weights = self.made.setdefault(f"{name}.weights", found[:, :, None, None])
         return self.product(name, x, weights, scale, added)
 

@@ -20,9 +20,9 @@ from emu.network.experts import moe_block
 from emu.network.golden import session
 from emu.network.importer import import_onnx
 from emu.network.layers import Network
+from emu.network.mixture import digits_moe
 from emu.network.recommender import dlrm
 from emu.network.segments import has_own
-from emu.network.mixture import digits_moe
 from emu.network.trained import digits
 from emu.network.transformers import decoder, encoder
 from emu.network.zoo import mobilenetv2, resnet, tiny_residual

@@ -46,7 +46,7 @@ def test_mix_by_hand():
     ["prefetch.experts=cached", "prefetch.expert_slots=8", "prefetch.experts_ahead=known"],
 ])
 def test_compiled(settings):
-    network = digits_moe("m", 0, tokens=20, steps=2)
+    network = digits_moe("m", 0, tokens=18, steps=1)
     program = compile_network(network, load_config("base", settings))
     found = execute(program, network.given)
     for name, values in exact(network, network.given).items():
