@@ -311,6 +311,28 @@ class Mapping(Section):
         0, ge=0, le=4096, description="parts of a step's pixels that a pipeline works on one after "
         "another; 0: as the model finds quickest"
     )
+    experts: Literal["shared", "placed"] = Field(
+        "shared", description="whose experts are: of all tiles, each with a part of every one; "
+        "placed: of a group of tiles each, and tokens go to the tiles of their experts"
+    )
+    expert_tiles: int = Field(
+        0, ge=0, le=256, description="tiles of such a group, a power of two; 0: as many as leave "
+        "each expert a group"
+    )
+    expert_copies: int = Field(
+        0, ge=0, le=64, description="copies in all at most, of the experts that expect most "
+        "tokens, in other groups"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mapping":
+        if self.expert_tiles & (self.expert_tiles - 1):
+            raise ValueError("mapping.expert_tiles must be a power of two, or 0, not "
+                             f"{self.expert_tiles}")
+        if self.experts == "shared" and (self.expert_tiles or self.expert_copies):
+            raise ValueError("mapping.expert_tiles and mapping.expert_copies need "
+                             "mapping.experts=placed")
+        return self
 
 
 class Clock(Section):
@@ -342,6 +364,10 @@ class Config(Section):
                 "mapping.mode=pipeline keeps all weights in the scratchpads: "
                 f"scratchpad.pinned_kib must be 0, not {self.scratchpad.pinned_kib}"
             )
+        if self.mapping.experts == "placed" and self.prefetch.experts != "distinct":
+            raise ValueError("mapping.experts=placed loads the experts that occur: "
+                             "prefetch.experts must be distinct, not "
+                             f"{self.prefetch.experts}")
         return self
 
     @property

@@ -50,13 +50,13 @@ def move_runs(
 def moved_words(
     opcode: Opcode, fields: Mapping[str, int], indices: Sequence[int] | None = None
 ) -> np.ndarray:
-    """(source word, destination word) of every word of a LOAD or STORE, in order; a LOAD moves none
-    of `ABSENT` numbers.
+    """(source word, destination word) of every word of a LOAD or STORE, in order; none of `ABSENT`
+    numbers.
 
     int64 of shape (words, 2). The source is far for a LOAD and in the scratchpad for a STORE.
     """
     near, far = move_runs(fields, indices)
-    if opcode == Opcode.LOAD and fields.get("gather") and len(near):
+    if fields.get("gather") and len(near):
         turns = np.asarray(indices, dtype=np.int64)[: fields["count2"]]
         there = np.repeat(turns != ABSENT, len(near) // len(turns))
         near, far = near[there], far[there]

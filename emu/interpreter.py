@@ -288,6 +288,8 @@ class Interpreter:
         far = interleaved(self.config, far)
         self._check(tile, near, len(tile.written), "LOAD to scratchpad")
         here = self._present(tile, fields, len(far))
+        if not here.all() and fields["turn"] * fields["count2"] != len(far):
+            raise ProgramError(f"{tile.name}: LOAD of absent rows: {fields['turn']} words a turn")
         self._check(tile, far[here], len(self.words), "LOAD from HBM")
         self.counts.load_words += int(here.sum())
         self.pending.append(partial(self._loaded, fields, near, far, here, receivers))
@@ -361,6 +363,10 @@ class Interpreter:
 
     def _store(self, tile: Tile, fields: Fields) -> None:
         near, far = self._addresses(tile, fields)
+        if fields["gather"] and len(near):
+            numbers = self._numbers(tile, fields)
+            there = np.repeat(numbers != ABSENT, len(near) // len(numbers))
+            near, far = near[there], far[there]
         self._check(tile, near, len(tile.written), "STORE from scratchpad")
         tile.scatters |= bool(fields["gather"] and fields["to_tiles"])
         if self.values or not tile.scatters:  # without values nobody knows where words went
@@ -393,6 +399,9 @@ class Interpreter:
         if f["out_groups"] > 1 and not (f["first"] and f["last"]):
             raise ProgramError(f"{tile.name}: several output groups without first and last")
         self._use_blocks(tile, f)
+        f = self._counted(tile, f)
+        if not f["pixels"]:
+            return
         index, inside = window_addresses(f)
         if self.values:
             weights = self._weights(tile, f)
@@ -406,6 +415,20 @@ class Interpreter:
                 tile.accumulators = total if f["first"] else tile.accumulators + total
             if f["last"]:
                 self._drain(tile, f, g)
+
+    def _counted(self, tile: Tile, f: Fields) -> Fields:
+        """With as many pixels as there are rows. Without values nobody knows: with all."""
+        if not f["rows_valid"]:
+            return f
+        if not f["w_resident"]:
+            raise ProgramError(f"{tile.name}: COMPUTE of counted rows with blocks of weights")
+        where = np.array([f["rows"]])
+        self._check(tile, where, len(tile.written), "COMPUTE's rows")
+        self._check_written(tile, where, "COMPUTE")
+        if not self.values:
+            return f
+        rows = int(tile.data[f["rows"], :4].view(np.uint32)[0])
+        return f | {"pixels": min(f["pixels"], rows)}
 
     def _weights(self, tile: Tile, f: Fields) -> list[NDArray[np.float64]]:
         if f["w_resident"]:

@@ -143,6 +143,9 @@ COMPUTE: Fields = (
     ("residual_low", -9), ("residual_high", -9),
     ("residual_a_zero", -9), ("residual_signed", 1),   # of a, the one that is multiplied
     ("residual_indexes", 1),         # 0: a is the residual, c the output; 1: the other way round
+    # With resident weights: ``pixels`` is at most the uint32 at scratchpad word ``rows``; if that
+    # is 0 nothing is computed.
+    ("rows_valid", 1), ("rows", 16),
 )
 
 MOVE: Fields = (
@@ -159,6 +162,8 @@ MOVE: Fields = (
     ("sem_valid", 1), ("sem", SEM_BITS),
     # i2*f_stride2 becomes list[i2]*f_stride2; uint32 list, 4 a word
     ("gather", 1), ("gather_base", 16),
+    # run * count0 * count1: words that a turn of the outermost loop counts as arrived if `ABSENT`
+    ("turn", 16),
     # LOAD, where `hbm.sum_rows`: so many turns of the outermost loop are summed in HBM, by lane.
     # A turn's runs lie in a channel each and within a segment; `s_stride2` is from sum to sum. Of
     # a word of the rows two come back, 16 x s >> 7 and 16 x s & 127; with `sum_int4` four, those
@@ -168,8 +173,8 @@ MOVE: Fields = (
 
 
 ABSENT = 0xFFFFFFFF
-"""In the list of a LOAD's outermost loop: nothing is loaded, though its words count as arrived. A
-STORE takes it for 0."""
+"""In the list of a LOAD's outermost loop: nothing is loaded, though its words count as arrived. In
+that of a STORE: nothing is stored."""
 
 
 class VectorOp(IntEnum):
@@ -216,6 +221,12 @@ class VectorOp(IntEnum):
     at ``out`` + b, alone; `ABSENT` if there are no more. Row r's place p*k + j, or pixels*k if it
     has none, is entry r at ``b_base``, four a word; at ``table`` its p (with ``b_mode`` = 1 its
     place) or 0. What finds no block is left out."""
+    COLLECT = 13
+    """The places of one number, ``channels``, in order, in `groups` words of four: a copy's own. Of
+    ``kh`` copies ``kw`` has every ``kh``-th block of `height` of these places, so that the copies
+    need not ask one another. Entry r at ``b_base`` is its place p*k + j, at ``table`` its p (with
+    ``b_mode`` = 1 its place), or `ABSENT` if there are no more; what finds no room is left out.
+    ``out`` + 1 becomes how many it has, ``out`` the number or, if it has none, `ABSENT`."""
 
 
 VECTOR: Fields = (

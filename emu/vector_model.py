@@ -30,7 +30,7 @@ TWO = (VectorOp.ADD, VectorOp.MULTIPLY)
 NORMS = (VectorOp.LAYER_NORM, VectorOp.RMS_NORM)
 ROWS = (VectorOp.SOFTMAX, *NORMS, VectorOp.TOP_K)
 """Operations on the channels of each pixel."""
-ROUTES = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN, VectorOp.SORT)
+ROUTES = (VectorOp.DISTINCT, VectorOp.PLACES, VectorOp.RETAIN, VectorOp.SORT, VectorOp.COLLECT)
 """Operations on lists of numbers."""
 MODELLED = (VectorOp.MAX_POOL, VectorOp.SUM_POOL, *TWO, VectorOp.TABLE, *ROWS, *ROUTES)
 TOP_LIMIT = 8
@@ -85,6 +85,10 @@ def write_addresses(f: Fields) -> Index:
         where = f["out"] + np.arange(count)
         if f["op"] == VectorOp.RETAIN:
             where = np.concatenate([f["b_base"] + np.arange(count), where, [f["table"]]])
+        if f["op"] == VectorOp.COLLECT:
+            words = np.arange(count)
+            return np.concatenate([f["b_base"] + words, f["table"] + words,
+                                   f["out"] + np.arange(2)]) % SPACE
         if f["op"] == VectorOp.SORT:
             words = np.arange(count * f["height"] // PLACES)
             where = np.concatenate([where, f["b_base"] + words, f["table"] + words])
@@ -143,6 +147,10 @@ def unsupported(f: Fields) -> str | None:
             whole = f["height"] > 0 and f["height"] % PLACES == 0
             if not whole:
                 return f"SORT in blocks of {f['height']} rows"
+        if op == VectorOp.COLLECT:
+            whole = True
+            if not (f["height"] and f["kw"] < f["kh"]):
+                return f"COLLECT of copy {f['kw']} of {f['kh']} in blocks of {f['height']}"
         return None if fits and whole else f"{VectorOp(op).name} of {f['k']} numbers a word"
     rows = op in ROWS
     for name in ("groups", "pixels", *(("channels",) if rows else ("kh", "kw", "out_width"))):
@@ -199,6 +207,8 @@ def _routes(f: Fields, data: Bytes) -> Bytes:
     found = np.arange(f["channels"]) if f["causal"] else np.unique(numbers % NUMBER_LIMIT)
     if f["op"] == VectorOp.RETAIN:
         return _retained(f, data, found)
+    if f["op"] == VectorOp.COLLECT:
+        return _collected(f, numbers)
     if f["op"] == VectorOp.DISTINCT:
         words = np.zeros((f["groups"], PLACES), np.uint32)
         words[:, 0] = ABSENT
@@ -250,6 +260,18 @@ def _sorted(f: Fields, numbers: NDArray) -> Bytes:
     words[:, 0] = heads
     lists = [each.reshape(-1, PLACES) for each in (places, sources)]
     return np.concatenate([words, *lists]).view(np.uint8)
+
+
+def _collected(f: Fields, numbers: NDArray) -> Bytes:
+    """The places of a copy's rows, their sources, the number and how many there are."""
+    rows = np.flatnonzero(numbers == f["channels"])
+    own = np.arange(len(rows)) // f["height"] % f["kh"] == f["kw"]
+    rows = rows[own][: PLACES * f["groups"]]
+    lists = np.full((2, PLACES * f["groups"]), ABSENT, np.uint32)
+    lists[:, : len(rows)] = rows, rows if f["b_mode"] else rows // f["k"]
+    ends = np.zeros((2, PLACES), np.uint32)
+    ends[:, 0] = f["channels"] if len(rows) else ABSENT, len(rows)
+    return np.concatenate([lists.reshape(-1, PLACES), ends]).view(np.uint8)
 
 
 def _epsilon(f: Fields) -> int:

@@ -26,7 +26,7 @@ Run = data.StructLayout(
         "far": ADDRESS_BITS,
         "length": LENGTH_BITS,  # 0: the command moves nothing
         "end": 1,  # the command's last run
-        "absent": 1,  # its list entry was ABSENT: not to be moved
+        "absent": 1,  # its list entry was ABSENT: not to be moved, `length` words for a turn
         "sum": 1, "close": 1, "int4": 1,  # a row of a sum, its last one, of nibbles
         "side": Side,
     }
@@ -110,7 +110,8 @@ class MoveLoops(wiring.Component):
     ``sum`` the scratchpad's outermost stride is added every so many turns only.
 
     Latency: one cycle from a command to its first run; with a gather list, two more than
-    `IndexList`. Throughput: one run a cycle without a list; a new command after the last run.
+    `IndexList`. Throughput: one run a cycle without a list; a new command after the last run. A
+    turn whose number is `ABSENT` is one run.
 
     Parameters
     ----------
@@ -144,15 +145,17 @@ class MoveLoops(wiring.Component):
         last = [Signal(name=f"last{k}") for k in range(3)]
         near = _Walk(m, "near", run.near, SPAD_BITS)
         far = _Walk(m, "far", run.far, ADDRESS_BITS)
-        carry0, carry1, nothing = Signal(), Signal(), Signal()
+        carry0, carry1, nothing, turn = Signal(), Signal(), Signal(), Signal(16)
+        length = Signal(LENGTH_BITS)
         m.d.comb += [
             self.command.ready.eq(~busy),
             accept.eq(self.command.valid & ~busy),
             step.eq(self.o.valid & self.o.ready),
             *(last[k].eq(left[k] == 0) for k in range(3)),
-            carry0.eq(last[0]),
-            carry1.eq(last[0] & last[1]),
-            run.end.eq(last[0] & last[1] & last[2]),
+            carry0.eq(last[0] | run.absent),
+            carry1.eq((last[0] & last[1]) | run.absent),
+            run.end.eq(carry1 & last[2]),
+            run.length.eq(Mux(run.absent, turn, length)),
             nothing.eq(
                 ~command.run.any()
                 | ~command.count0.any()
@@ -174,7 +177,8 @@ class MoveLoops(wiring.Component):
                 busy.eq(1),
                 gather.eq(command.gather & ~nothing),
                 self.o.valid.eq(~command.gather | nothing),
-                run.length.eq(Mux(nothing, 0, command.run)),
+                length.eq(Mux(nothing, 0, command.run)),
+                turn.eq(command.turn),
                 run.absent.eq(0),
                 run.side.rect.eq(command.rect),
                 run.side.to_tiles.eq(command.to_tiles),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signatures between the parts of a tile. Directions are the client's (`Out` leaves the client)."""
 
+from amaranth.hdl import Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,6 +12,25 @@ ScratchpadRead = wiring.Signature(
     {"request": Out(stream.Signature(SPAD_BITS)), "data": In(WORD_BITS)}
 )
 """Read client: ``data`` belongs to the request that was transferred in the cycle before."""
+
+
+
+def share(m, port, first, second):
+    """Two `ScratchpadRead` clients on one ``port``: the first before the second, except that a
+    refused request stays: payloads are stable."""
+    refused, kept, pick = Signal(), Signal(), Signal()
+    request = port.request
+    m.d.comb += [
+        pick.eq(Mux(refused, kept, first.request.valid)),
+        request.valid.eq(Mux(pick, first.request.valid, second.request.valid)),
+        request.payload.eq(Mux(pick, first.request.payload, second.request.payload)),
+        first.request.ready.eq(pick & request.ready),
+        second.request.ready.eq(~pick & request.ready),
+        first.data.eq(port.data),
+        second.data.eq(port.data),
+    ]
+    m.d.sync += [refused.eq(request.valid & ~request.ready), kept.eq(pick)]
+
 
 WriteWord = data.StructLayout({"data": WORD_BITS, "address": SPAD_BITS})
 

@@ -10,7 +10,7 @@ from hdl.counter import count
 from hdl.fifo import Fifo
 from hdl.move_loops import LENGTH_BITS, MoveCommand, MoveLoops, Run, Side
 from hdl.packets import ADDRESS_BITS, SPAD_BITS, WORD_BITS, Exit, Kind, UpFlit
-from hdl.ports import ScratchpadRead
+from hdl.ports import ScratchpadRead, share
 
 LINE_WORDS = 4
 """Words of a memory controller's assembly line."""
@@ -21,7 +21,7 @@ StoreWord = data.StructLayout({"data": WORD_BITS, "address": ADDRESS_BITS, "mask
 """A word for global HBM ``address``; ``last``: the next one is not in its assembly line."""
 
 Place = data.StructLayout({"far": ADDRESS_BITS, "last": 1, "end": 1, "nothing": 1, "side": Side})
-"""Where a word goes; ``end`` ends its command, ``nothing`` is the end of a command of no words."""
+"""Where a word goes; ``end`` ends its command; ``nothing``: a turn or a command of no words."""
 
 
 QueuedWord = data.StructLayout({"data": WORD_BITS, "place": Place})
@@ -65,7 +65,7 @@ class WordReader(wiring.Component):
             advance.eq(active & room & (nothing | self.read.request.ready)),
             self.run.ready.eq(~active | (advance & final)),
             # The next run begins in the line in which this one ends.
-            follows.eq(self.run.valid & ~end & (run.far[2:] == far[2:])),
+            follows.eq(self.run.valid & ~run.absent & ~end & (run.far[2:] == far[2:])),
             queue.i.valid.eq(arriving),
             queue.i.payload.data.eq(self.read.data),
             queue.i.payload.place.eq(place),
@@ -83,7 +83,8 @@ class WordReader(wiring.Component):
         with m.If(self.run.ready):
             m.d.sync += active.eq(self.run.valid)
             with m.If(self.run.valid):
-                m.d.sync += [near.eq(run.near), far.eq(run.far), left.eq(run.length)]
+                m.d.sync += [near.eq(run.near), far.eq(run.far),
+                             left.eq(Mux(run.absent, 0, run.length))]
                 m.d.sync += [end.eq(run.end), side.eq(run.side)]
         with m.Elif(advance):
             m.d.sync += [near.eq(near + 1), far.eq(far + 1), left.eq(left - 1)]
@@ -97,7 +98,8 @@ class StoreEngine(wiring.Component):
     word a cycle; three cycles between commands. A command to tiles is done when its last word has
     been taken, one to HBM when all its words are acknowledged: until then nothing else is sent, but
     up to four words of the next command are read ahead. One that moves nothing is done at once, in
-    order. Counters: ``words`` sent, ``refused`` cycles, ``unacknowledged`` cycles of waiting.
+    order. A turn whose number is `ABSENT` moves nothing. Counters: ``words`` sent, ``refused``
+    cycles, ``unacknowledged`` cycles of waiting.
 
     Parameters
     ----------
@@ -137,7 +139,7 @@ class StoreEngine(wiring.Component):
         m.submodules.reader = reader = WordReader()
         connect(m, wiring.flipped(self.command), loops.command)
         connect(m, loops.o, reader.run)
-        self._share_port(m, loops.read, reader.read)
+        share(m, self.read, loops.read, reader.read)
 
         word, place = reader.o.payload.data, reader.o.payload.place
         held, open_, sent = Signal(), Signal(), Signal()
@@ -163,28 +165,14 @@ class StoreEngine(wiring.Component):
         with m.If(held & (unacknowledged == 0)):
             m.d.sync += [held.eq(0), self.done.eq(1)]
         with m.Elif(sent & place.end):
-            awaited = ~place.side.to_tiles & ~place.nothing
+            # Behind words that were sent the last turn may move nothing.
+            awaited = ~place.side.to_tiles & (~place.nothing | (unacknowledged != 0))
             m.d.sync += [held.eq(awaited), self.done.eq(~awaited)]
 
         count(m, "words", sent & ~place.nothing)
         count(m, "refused", reader.o.valid & ~reader.o.ready & ~held)
         count(m, "unacknowledged", held)
         return m
-
-    def _share_port(self, m, indices, words):
-        """Index lists before words, except that a refused request stays: payloads are stable."""
-        refused, kept, pick = Signal(), Signal(), Signal()
-        request = self.read.request
-        m.d.comb += [
-            pick.eq(Mux(refused, kept, indices.request.valid)),
-            request.valid.eq(Mux(pick, indices.request.valid, words.request.valid)),
-            request.payload.eq(Mux(pick, indices.request.payload, words.request.payload)),
-            indices.request.ready.eq(pick & request.ready),
-            words.request.ready.eq(~pick & request.ready),
-            indices.data.eq(self.read.data),
-            words.data.eq(self.read.data),
-        ]
-        m.d.sync += [refused.eq(request.valid & ~request.ready), kept.eq(pick)]
 
     def _fill(self, m, word, place):
         store, push = self.store.payload, self.push.payload

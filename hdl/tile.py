@@ -16,7 +16,7 @@ from hdl.mesh.router import plane_router
 from hdl.network_interface import NetworkInterface
 from hdl.packets import DownFlit, ReqFlit, UpFlit
 from hdl.parameter_store import ParameterStore
-from hdl.ports import PrefetchControl
+from hdl.ports import PrefetchControl, share
 from hdl.scratchpad import Scratchpad
 from hdl.semaphores import Semaphores
 from hdl.sequencer.sequencer import STEP_BITS, Sequencer
@@ -166,7 +166,7 @@ class Tile(wiring.Component):
         connect(m, vector.read, scratchpad.read_vector)
         connect(m, vector.write, scratchpad.write_vector)
         connect(m, store.read, scratchpad.read_store)
-        connect(m, load.read, scratchpad.read_gather)
+        share(m, scratchpad.read_gather, compute.read_rows, load.read)
         connect(m, network.write, scratchpad.write_net)
 
     def _commands(self, m, sequencer, semaphores, *engines):

@@ -56,6 +56,25 @@ class Counters:
         return sum(found)
 
 
+ARRAY = "cycles_busy|stall_activation|stall_weight|stall_block|stall_drain|stall_short"
+"""Counters of cycles in which an array has a pixel that is to be multiplied."""
+
+
+def array_cycles(counters: Counters, config: Config) -> list[int]:
+    """Of each tile, row by row: cycles in which its array is at work, stalls included."""
+    return _of_tiles(counters, config, rf"compute\.(?:{ARRAY})")
+
+
+def array_passes(counters: Counters, config: Config) -> list[int]:
+    """Of each tile, row by row: weight tiles that met their pixels."""
+    return _of_tiles(counters, config, r"compute\.passes")
+
+
+def _of_tiles(counters: Counters, config: Config, pattern: str) -> list[int]:
+    return [counters.total(rf"tile_{x}_{y}\.{pattern}")
+            for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
+
+
 def moved_bytes(counters: Counters, edge: bool = False) -> dict[str, int]:
     """Bytes at every boundary."""
     links = {

@@ -7,6 +7,7 @@ experts' parameters and, chunk by chunk of its groups, their weights, straight i
 So only chosen experts leave HBM.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 LIST = RESIDUAL_FREE
 """Counts the list's word, in the load queue."""
 SLOTS, PARAMETER_WORDS, TABLE_WORDS, TILE_WORDS = 2, 8, 16, 16
+Slice = tuple[int, int, int]
+"""An expert and its first and end output group."""
 MOST_WORDS = 0x7FFF
 """Of one load: its arrivals are one wait."""
 
@@ -67,15 +70,19 @@ def _weight_tiles(layer: ExpertLayer) -> NDArray[np.uint8]:
     return np.ascontiguousarray(tiles).view(np.uint8).reshape(experts, groups, -1, WORD_BYTES)
 
 
-def place_experts(memory: Memory, layer: ExpertLayer) -> dict[Tile, int]:
-    """Lay out every tile's weights of all experts, one behind the other: tile to first word.
+def place_experts(
+    memory: Memory, layer: ExpertLayer, slices: Mapping[Tile, Sequence[Slice]] | None = None
+) -> dict[Tile, int]:
+    """Lay out every tile's weights of its ``slices`` (of its part of all experts, as `deal` says),
+    one behind the other: tile to first word.
 
     They lie in the channel nearest to the tile, striped, as weights that one tile alone reads do.
     """
     config, tiles = memory.config, _weight_tiles(layer)
-    work = deal(config, tiles.shape[1])
-    most = max(end - first for first, end in work.values())
-    size = tiles.shape[0] * most * tiles.shape[2]
+    work = slices or {tile: [(expert, *groups) for expert in range(len(tiles))]
+                      for tile, groups in deal(config, tiles.shape[1]).items()}
+    size = tiles.shape[2] * max(
+        sum(end - first for _, first, end in each) for each in work.values())
     where = dict(enumerate(work))
     near = near_channels(config, where, dict.fromkeys(where, 1))
     what = f"weights of {layer.name}"
@@ -96,8 +103,9 @@ def place_experts(memory: Memory, layer: ExpertLayer) -> dict[Tile, int]:
             else direct_address(config, channel, first + rank * size)
             for channel, each in members.items() for rank, k in enumerate(each)
         }
-    for tile, (begin, end) in work.items():
-        words = tiles[:, begin:end].reshape(-1, WORD_BYTES)
+    for tile, each in work.items():
+        words = np.concatenate([tiles[expert, first:end].reshape(-1, WORD_BYTES)
+                                for expert, first, end in each])
         memory.put(interleaved(config, bases[tile] + np.arange(len(words))), words)
     return bases
 

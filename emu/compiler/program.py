@@ -29,6 +29,7 @@ from emu.compiler.bag_step import place_tables, plan_bags
 from emu.compiler.emit import Emitter
 from emu.compiler.expert_ahead import plan_ahead, without_foresight
 from emu.compiler.expert_batch import Cache, is_batch, plan_caches, plan_expert_batch
+from emu.compiler.expert_owners import owners, slices
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
 from emu.compiler.gather_step import plan_gather, table_words
@@ -45,6 +46,7 @@ from emu.compiler.images import (
 from emu.compiler.mapping import single, tile_groups
 from emu.compiler.pinning import Pins, pin
 from emu.compiler.pipeline import PipelineEmitter, plan_pipeline
+from emu.compiler.placed_experts import plan_placed_experts
 from emu.compiler.placement import near_channels
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.residency import (
@@ -466,10 +468,14 @@ def _experts(
 ) -> UnitStep:
     """A step of experts; layers with the very same arrays share them."""
     key = ("experts", id(layer.weights), id(layer.bias), id(layer.scale), id(layer.table))
+    placed = memory.config.mapping.experts == "placed"
+    work = owners(memory.config, layer) if placed else None
     if key not in memory.shared:
         base = _constants(memory, layer, expert_words(layer))
-        memory.shared[key] = base, place_experts(memory, layer)
+        memory.shared[key] = base, place_experts(memory, layer, slices(work) if work else None)
     base, weights = memory.shared[key]
+    if work:
+        return plan_placed_experts(memory.config, layer, tensors, limit, base, weights, work)
     if not is_batch(layer):
         return plan_experts(memory.config, layer, tensors, limit, base, weights)
     cache = caches.get(id(layer.weights))

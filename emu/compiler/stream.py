@@ -14,7 +14,7 @@ from emu.compiler.mapping import Rect, encode_rect
 from emu.compiler.schedule import Item, Work
 from emu.compiler.tiling import PIECES, Plan, Weights
 from emu.errors import UserError
-from emu.isa import SIGNALS, WAIT_BITS, WAITS, Opcode, Queue, encode
+from emu.isa import MOVE, SIGNALS, WAIT_BITS, WAITS, Opcode, Queue, encode
 from emu.network.layers import ConvLayer
 
 IN_FREE = 2 * PIECES          # + slot, in the tile that loads the slot
@@ -28,6 +28,7 @@ PLACED, KEPT = 62, 63         # lists of places that are there; words kept: both
 PIPELINE_SLOTS = 2            # input slots of a pipeline's stages: one is read, one is filled
 VECTOR_IN = 28                # + input slot; of experts 1: lists of what is fetched ahead
 RESIDUAL_FREE, VECTOR_FREE = 30, 31
+TURN_BITS = dict(MOVE)["turn"]
 
 if TYPE_CHECKING:
     from emu.compiler.residency import Edge, Landing
@@ -121,6 +122,9 @@ class Stream:
             fields[f"signal{i}_rect"] = encode_rect(rect)
         if opcode == Opcode.SYNC:
             fields["queue"] = int(queue)
+        if opcode == Opcode.LOAD and fields.get("gather"):
+            turn = fields["run"] * fields["count0"] * fields["count1"]
+            fields["turn"] = turn if turn < 1 << TURN_BITS else 0  # then none may be absent
         self.commands.append(encode(opcode, **fields))
 
 

@@ -24,10 +24,12 @@ from emu.network.layers import (
     SoftmaxLayer,
     TopKLayer,
 )
-from emu.network.recorded import EXPERTS, LAYERS, foreseen, recorded
+from emu.network.recorded import EXPERTS, LAYERS, before, foreseen, recorded
 from emu.network.transformers import GELU_SCALE, GELU_ZERO, PROBABILITY_SCALE, Stack
 
 CHOSEN, LANES = 2, 16
+TRACE = 512
+"""Tokens of the trace that frequencies are counted in."""
 SCORE_SCALE = 0.05
 
 
@@ -36,7 +38,7 @@ class Block(Stack):
 
     def experts(
         self, name: str, x: Value, numbers: Value, count: int, outputs: int, gelu: bool,
-        tokens: int = 1, foreseen: Value | None = None,
+        tokens: int = 1, foreseen: Value | None = None, frequency: tuple[int, ...] | None = None,
     ) -> Value:
         """Products of the chosen experts, all calibrated as if of one."""
         label = self.label(name)
@@ -55,7 +57,7 @@ class Block(Stack):
                          GELU_ZERO if gelu else fields["y_zero"])
         values = (x, numbers, *([foreseen] if foreseen else ()))
         found = ExpertLayer(name=label, sources=tuple(v.operand for v in values), target=target,
-                            k=CHOSEN, **fields)
+                            k=CHOSEN, frequency=frequency, **fields)
         return self._add(found, GELU_SCALE if gelu else scale, *values)
 
     def gates(self, name: str, values: Value, width: int) -> Value:
@@ -146,12 +148,17 @@ def moe_block(name: str, seed: int, *, experts: int, width: int, inner: int) -> 
     return net.network(net.add("sum", net.add("mix", *parts), x))
 
 
-def routed(
-    rng: np.random.Generator, tokens: int, experts: int, zipf: float
+def popularity(rng: np.random.Generator, experts: int, zipf: float) -> NDArray[np.float64]:
+    """Zipf's law over the experts in a random order, not normalised."""
+    return rng.permutation(np.arange(1, experts + 1) ** -float(zipf))
+
+
+def draw(
+    rng: np.random.Generator, tokens: int, chances: NDArray[np.float64]
 ) -> NDArray[np.int8]:
-    """Scores (experts, tokens) whose `CHOSEN` largest are drawn by Zipf's law of ``zipf``, each
-    token's without repetition; which expert is popular is random too."""
-    chances = rng.permutation(np.arange(1, experts + 1) ** -float(zipf))
+    """Scores (experts, tokens) whose `CHOSEN` largest are drawn by the experts' ``chances``, each
+    token's without repetition."""
+    experts = len(chances)
     scores = rng.integers(-100, 50, (experts, tokens), np.int8)
     for token in range(tokens):
         chosen = rng.choice(experts, CHOSEN, replace=False, p=chances / chances.sum())
@@ -168,19 +175,27 @@ def moe_batch(
 
     A token's first channels are its scores, which the router, an identity, hands on: so routing is
     chosen by the input and found on the chip: by Zipf's law, or as recorded from a ``layer`` of a
-    trained mixture. What the experts say is not mixed.
+    trained mixture. What the experts say is not mixed. The layers' frequencies are of a trace of
+    its own (`TRACE` tokens by the same law, or the third of the images before the seed's).
     """
     net = Block.create(name, seed)
-    scores = (routed(net.composer.rng, steps * tokens, experts, zipf) if layer is None
-              else recorded(steps * tokens, layer, seed))
+    if layer is None:
+        chances = popularity(net.composer.rng, experts, zipf)
+        scores = draw(net.composer.rng, steps * tokens, chances)
+        trace = draw(np.random.default_rng([seed, TRACE]), TRACE, chances)
+    else:
+        scores, trace = recorded(steps * tokens, layer, seed), before(layer, seed)
+    two = np.argsort(-trace.astype(int), axis=0, kind="stable")[:CHOSEN]
+    frequency = tuple(np.bincount(two.reshape(-1), minlength=experts).tolist())
     outputs, given = [], {}
     for net.step in range(steps):
         x = net.input(net.label("x"), (1, width, 1, tokens))
         x.sample[0, :experts, 0] = scores[:, net.step * tokens :][:, :tokens]
         given[x.name] = x.sample
         top = net.top("top", net.hand_on(x, experts))
-        hidden = net.experts("up", x, top, experts, inner, True, tokens)
-        outputs.append(net.experts("down", hidden, top, experts, width, False, tokens))
+        hidden = net.experts("up", x, top, experts, inner, True, tokens, frequency=frequency)
+        outputs.append(net.experts("down", hidden, top, experts, width, False, tokens,
+                                   frequency=frequency))
     return replace(net.network(*outputs), given=given)
 
 
@@ -233,4 +248,4 @@ def moe_chain(
     return replace(net.network(*outputs), given=given)
 
 
-__all__ = ["moe_batch", "moe_block", "moe_chain", "routed"]
+__all__ = ["draw", "moe_batch", "moe_block", "moe_chain", "popularity"]

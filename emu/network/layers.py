@@ -460,6 +460,8 @@ class ExpertLayer:
         is one.
     weights, bias, scale: int8 (E, M, C), int32 (E, M), float32 (E, M), as in `ConvLayer`;
         ``weight_zero`` is that of all.
+    frequency: How often each expert was chosen in some other run, if that is known: what the
+        compiler places experts and copies by.
     """
 
     name: str
@@ -473,6 +475,7 @@ class ExpertLayer:
     y_signed: bool = True
     table: NDArray[np.uint8] | None = None
     weight_zero: int = 0
+    frequency: tuple[int, ...] | None = None
 
     @property
     def macs(self) -> int:

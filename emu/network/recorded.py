@@ -23,6 +23,13 @@ def recorded(tokens: int, layer: int, seed: int) -> NDArray[np.int8]:
     return _part(_scores("scores")[layer], tokens, seed)
 
 
+def before(layer: int, seed: int) -> NDArray[np.int8]:
+    """Scores as of `recorded` for the third of the images before those that the seed starts with:
+    a trace of routing from other tokens."""
+    found = _scores("scores")[layer]
+    return _part(found, len(found) // 3, (seed + 1) % 3 + 1)
+
+
 def foreseen(tokens: int, layer: int, seed: int) -> NDArray[np.int8]:
     """Scores that the router of ``layer``, 1 or 2, makes of the input of the layer before."""
     return _part(_scores("foreseen")[layer - 1], tokens, seed)
@@ -33,4 +40,4 @@ def _part(found: NDArray[np.int8], tokens: int, seed: int) -> NDArray[np.int8]:
     return found[(first + np.arange(tokens)) % len(found)].T
 
 
-__all__ = ["EXPERTS", "LAYERS", "foreseen", "recorded"]
+__all__ = ["EXPERTS", "LAYERS", "before", "foreseen", "recorded"]

@@ -53,7 +53,8 @@ class ComputeEngine(wiring.Component):
     Members
     -------
     command: COMPUTE commands. ``done``: pulse per command, in order.
-    read_activation, read_weight, read_drain, write_drain: Scratchpad ports; any may refuse.
+    read_activation, read_weight, read_drain, write_drain, read_rows: Scratchpad ports; any may
+        refuse.
     lookup, release: Parameter store.
     """
 
@@ -64,6 +65,7 @@ class ComputeEngine(wiring.Component):
                 "command": In(stream.Signature(Command)), "done": Out(1),
                 "read_activation": Out(ScratchpadRead), "read_weight": Out(ScratchpadRead),
                 "read_drain": Out(ScratchpadRead), "write_drain": Out(ScratchpadWrite),
+                "read_rows": Out(ScratchpadRead),
                 "lookup": Out(BlockLookup), "release": Out(BlockRelease),
             }
         )
@@ -81,6 +83,7 @@ class ComputeEngine(wiring.Component):
         m.submodules.drains = drains = Fifo(DrainCommand, 2)
         m.submodules.completions = completions = Fifo(1, COMMANDS_ENDING)
         connect(m, wiring.flipped(self.command), preparer.i)
+        connect(m, preparer.read, wiring.flipped(self.read_rows))
         connect(m, weights.o, feeder.i)
         connect(m, weights.read, wiring.flipped(self.read_weight))
         connect(m, weights.lookup, wiring.flipped(self.lookup))
@@ -96,8 +99,16 @@ class ComputeEngine(wiring.Component):
         half = self._issue(m, step, has_slot, window, weights, feeder, drain)
         self._array(m, step, half, window, weights, feeder, array, accumulators)
         self._drains(m, step, half, window, drains, drain)
-        self._completions(m, step, has_slot, window, completions, drain)
+        report = self._completions(m, step, has_slot, window, completions, drain)
+        self._skips(m, preparer, report)
         return m
+
+    def _skips(self, m, preparer, report):
+        """A command without rows is done when those before it are."""
+        out = Signal(4)  # commands that were prepared and are not reported
+        m.d.sync += out.eq(out + (preparer.o.valid & preparer.o.ready) - report)
+        m.d.comb += [preparer.idle.eq(out == 0), self.done.eq(report | preparer.skipped)]
+        count(m, "skipped", preparer.skipped)
 
     def _share(self, m, preparer, ahead, weights):
         """Give each prepared command to the window generator and to the weight reader, once."""
@@ -244,8 +255,8 @@ class ComputeEngine(wiring.Component):
             completions.i.valid.eq(ended[-1]), completions.i.payload.eq(drained_last[-1]),
             report.eq(completions.o.valid & (~completions.o.payload | (finished != 0))),
             completions.o.ready.eq(report),
-            self.done.eq(report),
         ]
         m.d.sync += finished.eq(
             finished + (drain.done & lasts.o.payload) - (report & completions.o.payload)
         )
+        return report

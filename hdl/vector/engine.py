@@ -9,12 +9,13 @@ from emu.config import Config
 from hdl.clock_gate import gate
 from hdl.counter import count
 from hdl.ports import ScratchpadRead, ScratchpadWrite
+from hdl.vector.collect import COLLECT_OPERATIONS, CollectEngine
 from hdl.vector.elements import ELEMENT_OPERATIONS, ElementEngine
 from hdl.vector.routes import ROUTE_OPERATIONS, RouteEngine
 from hdl.vector.rows import ROW_OPERATIONS, RowEngine
 from hdl.vector.walker import VectorCommand
 
-BUILT = (*ELEMENT_OPERATIONS, *ROW_OPERATIONS, *ROUTE_OPERATIONS)
+BUILT = (*ELEMENT_OPERATIONS, *ROW_OPERATIONS, *ROUTE_OPERATIONS, *COLLECT_OPERATIONS)
 """Operations this engine has; any other raises ``error`` and ends at once."""
 
 
@@ -22,8 +23,8 @@ class VectorEngine(wiring.Component):
     """Runs `VECTOR` commands, one at a time, each in the part that has its operation.
 
     The parts are behind clock gates of their own; a command begins in the cycle after the one
-    before is done. `ElementEngine`, `RowEngine` and `RouteEngine` say what they compute and in how
-    many cycles.
+    before is done. `ElementEngine`, `RowEngine`, `RouteEngine` and `CollectEngine` say what they
+    compute and in how many cycles.
 
     Parameters
     ----------
@@ -53,12 +54,14 @@ class VectorEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         elements, rows, routes = ElementEngine(self._config), RowEngine(), RouteEngine()
+        collect = CollectEngine()
         op = self.command.payload.op
-        for_rows, for_routes = (
+        for_rows, for_routes, for_collect = (
             Cat(op == each for each in operations).any()
-            for operations in (ROW_OPERATIONS, ROUTE_OPERATIONS))
-        parts = {"elements": (elements, ~(for_rows | for_routes)), "rows": (rows, for_rows),
-                 "routes": (routes, for_routes)}
+            for operations in (ROW_OPERATIONS, ROUTE_OPERATIONS, COLLECT_OPERATIONS))
+        parts = {"elements": (elements, ~(for_rows | for_routes | for_collect)),
+                 "rows": (rows, for_rows), "routes": (routes, for_routes),
+                 "collect": (collect, for_collect)}
         engines = [engine for engine, _ in parts.values()]
         for name, (engine, mine) in parts.items():
             gate(m, name, engine, engine.command.valid | engine.busy, platform)
@@ -76,12 +79,14 @@ class VectorEngine(wiring.Component):
             self.error.eq(elements.error),
         ]
         for name, port in (("read", self.read), ("write", self.write)):
-            mine, theirs, third = (getattr(engine, name).request for engine in engines)
+            requests = [getattr(engine, name).request for engine in engines]
+            payload = requests[0].payload
+            for engine, each in zip(engines[1:], requests[1:], strict=True):
+                payload = Mux(engine.busy, each.payload, payload)
             m.d.comb += [
-                port.request.valid.eq(mine.valid | theirs.valid | third.valid),
-                port.request.payload.eq(Mux(rows.busy, theirs.payload, Mux(
-                    routes.busy, third.payload, mine.payload))),
-                *(each.ready.eq(port.request.ready) for each in (mine, theirs, third)),
+                port.request.valid.eq(Cat(each.valid for each in requests).any()),
+                port.request.payload.eq(payload),
+                *(each.ready.eq(port.request.ready) for each in requests),
             ]
         count(m, "busy", self.busy)
         return m

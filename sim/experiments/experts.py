@@ -8,13 +8,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emu.compiler.expert_step import PARAMETER_WORDS
 from emu.network.exact import exact
 from emu.network.experts import CHOSEN, moe_batch
 from emu.network.layers import Network
 from sim.experiments import foresight
-from sim.experiments.expert_bounds import Counts, idle
 from sim.experiments.framework import Case, Experiment, compared
 
 LANES, WORD = 16, 16
@@ -140,7 +140,7 @@ def loaded(row: Mapping[str, Any]) -> float | None:
 
 
 @cache
-def routing(load: Load) -> Counts:
+def routing(load: Load) -> NDArray[np.int64]:
     """Tokens of each expert, [step, expert], by the golden model."""
     network = load.network()
     tensors = exact(network, network.given or {}, every=True)
@@ -150,14 +150,6 @@ def routing(load: Load) -> Counts:
             words = np.ascontiguousarray(top.reshape(16, -1).T).view(np.uint32)[::2, :CHOSEN]
             found.append(np.bincount(words.reshape(-1), minlength=EXPERTS_OF_LAYER))
     return np.array(found)
-
-
-def bounds(load: Load) -> str:
-    """What the machine does not do."""
-    counts = routing(load)
-    return ("computed, not measured: each expert on tiles of its own, these idle "
-            f"{idle(counts):.2f} of the time, with a second copy of the busiest "
-            f"({load.expert_bytes:,} bytes) {idle(counts, twice=1):.2f}")
 
 
 def _findings(every: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -180,10 +172,7 @@ def _findings(every: Sequence[Mapping[str, Any]]) -> list[str]:
             key = row["group"], row["case"]
             line += f"; {hbm[key]:.3f} of the HBM bytes, {cycles[key]:.3f} of the cycles"
         found.append(line)
-    loads = {load: group for group, load in (
-        (row["group"], ASKED[row["group"], row["case"]][1]) for row in rows)}
-    return found + [f"{group}, {load.law}, seed {load.seed}: {bounds(load)}"
-                    for load, group in loads.items()]
+    return found
 
 
 EXPERTS = Experiment(

@@ -23,7 +23,7 @@ from emu.planner import place
 from sim import runner
 from sim.execute import Options, design_key, run
 from sim.files import check_cache, check_writable, write
-from sim.measure import Counters
+from sim.measure import Counters, array_cycles, array_passes
 
 SCHEMA = 1
 LEVELS = ("low", "mid", "high")
@@ -145,6 +145,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
     result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),
                  progress=lambda text: progress(f"{case.group}, {case.name}: {text}"),
                  network=program.network if case.network else None)
+    counters = Counters(result["counters"])
     footprint = {name: place(items).high_water for name, items in program.memories.items()}
     row = {
         "machine": {"chip": case.chip, "settings": list(case.settings)},
@@ -160,6 +161,8 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         "cycles": result["cycles"],
         "stall_cycles": result["stalls"],
         "prefetch": result["prefetch"],
+        "tiles": {"busy_cycles": array_cycles(counters, program.config),
+                  "passes": array_passes(counters, program.config)},
         "dram": dram(result["counters"]),
         "energy_pj": modelled_energy(result, program.macs),
         "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},

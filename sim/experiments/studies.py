@@ -9,7 +9,7 @@ from emu.config import load_config
 from emu.network.layers import Network
 from emu.network.transformers import Stack, encoder
 from sim.experiments.embeddings import EMBEDDINGS
-from sim.experiments.experts import EXPERTS
+from sim.experiments.expert_places import EXPERTS
 from sim.experiments.framework import Case, Experiment, compared
 from sim.experiments.hierarchy import HIERARCHY
 from sim.experiments.planning import PLANNING

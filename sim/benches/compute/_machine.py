@@ -10,7 +10,7 @@ from sim.streams import unpack
 
 FRAMES = 0x6000
 """First scratchpad word of the frames; a block always lies at `frame_of`."""
-READS = ("read_activation", "read_weight", "read_drain")
+READS = ("read_activation", "read_weight", "read_drain", "read_rows")
 
 
 def frame_of(layer: int, block: int) -> int:

@@ -30,6 +30,8 @@ VARIANTS = {
 QUICK = ("packed",)
 PLAIN = os.environ.get("HEADRACE_VARIANT") == "plain"
 WEIGHTS, PARAMS, OUTPUTS = 0x4000, 0x8000, 0x9000
+ROWS = 0x8F00
+"""Words that say how many rows a command has."""
 LAYERS, BLOCKS = 8, 4
 
 
@@ -101,6 +103,7 @@ class Reference:
     def __init__(self, machine: Machine):
         self.machine = machine
         self.acc = np.zeros((256, 16), np.int64)
+        self.skipped = 0
         self.want: dict[int, bytes] = {}
         self.written: list[int] = []
         self.releases: list[tuple[int, int]] = []
@@ -116,7 +119,15 @@ class Reference:
         return self.machine.memory[word : word + size]
 
     def execute(self, f: dict) -> None:
-        memory, pixels = self.machine.memory, f["pixels"]
+        memory = self.machine.memory
+        if f.get("rows_valid"):
+            rows = int(memory[f["rows"], :4].view(np.uint32)[0])
+            f = f | {"pixels": min(f["pixels"], rows)}
+        pixels = f["pixels"]
+        if not pixels:
+            self.skipped += 1
+            self.written.append(len(self.want))
+            return
         for group in range(f["out_groups"]):
             sums = group_sums(f, group, memory, lambda g, k: self._tile(f, g, k))
             self.acc[:pixels] = sums if f["first"] else self.acc[:pixels] + sums
@@ -151,6 +162,10 @@ def random_commands(rng, machine: Machine, count: int) -> list[dict]:
             f = random_shape(rng, mode, pixels, groups)
             f |= random_weights(rng, f) | drain_fields(rng, machine, len(commands), out)
             f |= {"first": int(link == 0), "last": int(link == chain - 1)}
+            if chain == 1 and f["w_resident"] and rng.random() < 0.5:
+                f |= {"rows_valid": 1, "rows": ROWS + len(commands)}
+                rows = int(rng.choice([0, 0, 1, pixels - 1, pixels, 1 << 31]))
+                machine.memory[f["rows"], :4] = np.array([rows], np.uint32).view(np.uint8)
             commands.append(f)
         out += 0xC00
         if out > 0xF000:
@@ -179,6 +194,7 @@ async def golden(dut, p_refuse, p_idle, p_absent):
     await with_timeout(machine.finish(len(commands)), 50, "us")
     await ClockCycles(dut.clk, 30)
     check(machine, reference, commands)
+    assert int(dut.count_skipped.value) == reference.skipped
 
 
 def check(machine: Machine, reference: Reference, commands: list[dict]) -> None:

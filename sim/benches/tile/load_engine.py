@@ -83,10 +83,11 @@ async def random(dut, p_idle, p_stall, p_gather):
         numbers = random_list(rng, fields["count2"]) if fields["gather"] else None
         absent = 0
         if numbers and not fields.get("sum") and rng.random() < 0.5:
-            numbers[int(rng.integers(len(numbers)))] = ABSENT
-            absent = fields["run"] * fields["count0"] * fields["count1"]
-            if absent and fields["sem_valid"]:
-                credits.append((fields["sem"], absent))
+            absent = fields["turn"] = fields["run"] * fields["count0"] * fields["count1"]
+            for place in {int(rng.integers(len(numbers))) for _ in range(2)}:
+                numbers[place] = ABSENT
+                if absent and fields["sem_valid"]:
+                    credits.append((fields["sem"], absent))
         if numbers is not None:
             fields["gather_base"] = len(memory.lists) + 3
             memory.place_list(fields["gather_base"], numbers)
@@ -115,6 +116,7 @@ async def random(dut, p_idle, p_stall, p_gather):
     for item in credit.received:
         given[item["sem"]] = given.get(item["sem"], 0) + item["words"]
     assert given == wanted
+    assert len(credit.received) == len(credits)  # one for each turn
     # Each is done after its own last request, before more than the next two can be taken.
     assert len(dones) == len(commands)
     for done, end in zip(dones, ends, strict=True):

@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from emu.config import load_config
 from emu.golden_move import line_ends, moved_words
-from emu.isa import Opcode
+from emu.isa import ABSENT, Opcode
 from hdl.move_loops import MoveCommand
 from hdl.packets import UpFlit
 from hdl.store_engine import StoreEngine, StoreWord
@@ -107,6 +107,9 @@ async def random(dut, p_idle, p_stall, p_ack, p_gather):
         fields["to_tiles"] = int(rng.integers(2))
         numbers.append(random_list(rng, fields["count2"]))
         if fields["gather"]:
+            if numbers[-1] and rng.random() < 0.5:
+                for place in rng.integers(0, len(numbers[-1]), 2):
+                    numbers[-1][place] = ABSENT
             fields["gather_base"] = len(bench.memory.lists) + 3
             bench.memory.place_list(fields["gather_base"], numbers[-1])
         commands.append(fields)

@@ -11,6 +11,7 @@ from emu.isa import ABSENT, VectorOp
 from emu.normalise import norm_parameters, parameter_words
 from emu.softmax import softmax_table
 from emu.vector_model import run_vector
+from hdl.vector.collect import COLLECT_OPERATIONS
 from hdl.vector.engine import BUILT, VectorEngine
 from hdl.vector.routes import ROUTE_OPERATIONS
 from hdl.vector.rows import ROW_OPERATIONS
@@ -19,6 +20,7 @@ from sim.streams import Source
 
 VARIANTS = {"base": lambda: VectorEngine(load_config("base"))}
 OUT = 0x4000
+LISTS = (*ROUTE_OPERATIONS, *COLLECT_OPERATIONS)
 
 
 class Scratch:
@@ -159,12 +161,16 @@ def random_routes(rng, scratch: Scratch, op: VectorOp) -> dict:
     scratch.memory[c["base"] + np.arange(pixels) * c["step"]] = numbers.view(np.uint8)
     number = ABSENT if rng.random() < 0.2 else rng.integers(0, 3)
     scratch.memory[c["b_base"], :4] = np.array([number], np.uint32).view(np.uint8)
-    if op == VectorOp.SORT:  # the numbers of a word differ
+    if op in (VectorOp.SORT, VectorOp.COLLECT):  # the numbers of a word differ
         most = int(rng.choice([4, 16]))
         for p in range(pixels):
             numbers[p, :k] = rng.permutation(most)[:k]
         scratch.memory[c["base"] + np.arange(pixels) * c["step"]] = numbers.view(np.uint8)
         c |= {"height": 4 * pick(rng, 1, 3), "causal": 0, "b_mode": pick(rng, 0, 1)}
+    if op == VectorOp.COLLECT:
+        copies = pick(rng, 1, 3)
+        c |= {"channels": pick(rng, 0, 3), "height": pick(rng, 1, 3), "groups": pick(rng, 1, 4),
+              "kh": copies, "kw": pick(rng, 0, copies - 1)}
     if op == VectorOp.RETAIN:
         slots = min(c["groups"], 16)
         held = np.full((slots, 4), ABSENT, np.uint32)
@@ -184,7 +190,7 @@ def expected(memory, c: dict) -> dict[int, bytes]:
 
 def maker(op: VectorOp):
     """What makes random commands of an operation."""
-    if op in ROUTE_OPERATIONS:
+    if op in LISTS:
         return random_routes
     return random_rows if op in ROW_OPERATIONS else random_command
 
@@ -210,7 +216,7 @@ async def golden(dut, op, p_refuse):
         wrong = [a for a, word in want.items() if scratch.memory[a].tobytes() != word]
         assert not wrong, f"{len(wrong)} of {len(want)} words, first {wrong[0]:#x}: {command}"
         seen |= {byte for word in want.values() for byte in word}
-    assert len(seen) > (4 if op in ROUTE_OPERATIONS else 20) and not int(dut.error.value)
+    assert len(seen) > (4 if op in LISTS else 20) and not int(dut.error.value)
 
 
 @cocotb.test
@@ -296,6 +302,26 @@ async def sort_timing(dut):
     took = scratch.done[-1][0] - begin
     dut._log.info(f"SORT: {took} cycles, {least} without rows to fill up and {full} words again")
     assert least <= took <= least + 13 * 8 + 3 * full + 20
+
+
+@cocotb.test
+@cocotb.parametrize(rows=[0, 10, 40])
+async def collect_timing(dut, rows):
+    """Two cycles a word of the list and a word written twice, one more for each not full."""
+    rng, scratch, source = await start(dut, 0.0)
+    command = random_routes(rng, scratch, VectorOp.COLLECT)
+    lists = np.full((40, 4), 9, np.uint32)
+    lists[:rows, 1] = 7
+    scratch.memory[0x100:0x128] = lists.view(np.uint8)
+    command |= {"base": 0x100, "step": 1, "pixels": 40, "k": 2, "groups": 10, "channels": 7,
+                "height": 16, "kh": 1, "kw": 0}
+    begin = scratch.cycle
+    await with_timeout(source.send([command]), 10, "us")
+    await with_timeout(finish(dut, scratch, 1), 10, "us")
+    took = scratch.done[-1][0] - begin
+    dut._log.info(f"COLLECT: {took} cycles for {rows} rows")
+    bound = 80 + 2 * 10 + 5 + 10 - rows // 4
+    assert bound - 2 <= took <= bound + 4
 
 
 @cocotb.test
