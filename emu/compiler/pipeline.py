@@ -31,7 +31,7 @@ from emu.compiler.stages import (
 from emu.compiler.stream import OUT_READY, PINNED, PIPELINE_SLOTS, Flow, Signal, Step, Tile
 from emu.compiler.tile_step import TileStep
 from emu.compiler.tiling import Plan, plan_weights
-from emu.config import SEMAPHORES, WORD_BYTES, Config
+from emu.config import BLOCK_TILES, SEMAPHORES, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.isa import Opcode, Queue
 from emu.network.layers import ConvLayer, Layer
@@ -64,6 +64,17 @@ class Pipeline:
         tiles = " + ".join(str(stage.area[2] * stage.area[3]) for stage in self.stages)
         return (f"{len(self.stages)} stage{'s' * (len(self.stages) > 1)} on {tiles} tiles, "
                 f"{self.bands} band{'s' * (self.bands > 1)}")
+
+    def stored_words(self) -> dict[Tile, int]:
+        """Of whole blocks of weights that every tile has in HBM."""
+        found: Counter[Tile] = Counter()
+        for k in range(self.length):
+            plan = self.choices[k].plans[0]
+            parts = range(plan.split.channel_parts)
+            blocks = max(plan_weights(plan, c, ()).blocks for c in parts)
+            for c in parts:
+                found[plan.split.tile(0, c)] += blocks * BLOCK_TILES * plan.shape.tile_words
+        return dict(found)
 
     def pins(self, steps: Sequence[Step]) -> Pins:
         """Weights and parameters of all ``steps``: nothing else is loaded more than once."""

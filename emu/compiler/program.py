@@ -47,7 +47,7 @@ from emu.compiler.mapping import single, tile_groups
 from emu.compiler.pinning import Pins, pin
 from emu.compiler.pipeline import PipelineEmitter, plan_pipeline
 from emu.compiler.placed_experts import plan_placed_experts
-from emu.compiler.placement import near_channels
+from emu.compiler.placement import homes, near_channels
 from emu.compiler.plan_layer import plan_layer
 from emu.compiler.residency import (
     Choice,
@@ -92,6 +92,8 @@ from emu.planner import Item, place
 
 FRAME_CAPS = (MAX_FRAMES, 16, 8, 4, 2)
 """Most parameter frames, tried in turn until layers without weights fit beside them."""
+HOMES = "homes"
+"""In `Memory.shared`: the areas of tiles whose weights are theirs alone."""
 TENSOR_ALIGN = 64
 """Words to whose multiple a tensor's address and size in HBM are rounded up."""
 
@@ -300,6 +302,8 @@ def compile_network(
         in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
         tensors = _tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed, pipelined)
         constants = memory.used
+        if pipeline:
+            memory.shared[HOMES] = homes(memory, pipeline.stored_words(), "weights")
         try:
             steps = _steps(memory, layers, choices, tensors, caches)
             break
@@ -699,6 +703,8 @@ def _weight_area(
     """
     config, slot = memory.config, BLOCK_TILES * plan.shape.tile_words
     blocks = max(w.blocks for w in weights.values())
+    if areas_of_tiles := memory.shared.get(HOMES):
+        return {c: areas_of_tiles.take(plan.split.tile(0, c), blocks * slot) for c in weights}, slot
     near = None
     if plan.split.pixel_parts == 1:
         near = near_channels(
