@@ -122,6 +122,15 @@ def dram(counters: Mapping[str, int]) -> dict[str, float]:
             "row_hit_rate": round(read(r"controller\.row_hits") / max(columns, 1), 4)}
 
 
+def arrays(counters: Mapping[str, int], tiles: int, cycles: int) -> dict[str, float]:
+    """How many tiles' arrays are in no pass, on the average over the run. In a pass are also the
+    cycles in which it is shorter than the load of the next weights."""
+    read = Counters(counters).total
+    inside = sum(read(rf"compute\.{name}") for name in ("cycles_busy", "stall_short",
+                                                        "stall_weight"))
+    return {"tiles": tiles, "idle_tiles": round(tiles - inside / cycles, 2)}
+
+
 def _key(case: Case) -> tuple[str, Any]:
     """(hash of everything that the row depends on, the program)."""
     config = load_config(case.chip, case.settings)
@@ -164,6 +173,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
         "tiles": {"busy_cycles": array_cycles(counters, program.config),
                   "passes": array_passes(counters, program.config)},
         "dram": dram(result["counters"]),
+        "arrays": arrays(result["counters"], program.config.mesh.tiles, result["cycles"]),
         "energy_pj": modelled_energy(result, program.macs),
         "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},
     }

@@ -15,6 +15,8 @@ WIDTHS = (512, 768, 512, 768, 512)
 """A perceptron of as many weights: four layers, so that each can have a quarter of the tiles."""
 NARROW = (128,) * 5
 """One whose activations, of 1,024 tokens, are more than its weights."""
+UNEVEN = (512, 1024, 256, 768, 256)
+"""One whose first layer has 44% of the arithmetic."""
 
 
 @cache
@@ -56,26 +58,43 @@ def _cases(quick: bool) -> list[Case]:
 
 
 def _modes(quick: bool) -> list[Case]:
-    """A perceptron: what is kept where, by tokens of a step and steps."""
-    chip, room = ("small", 8) if quick else ("base", 96)
-    points = [((64, 96, 64), 8, 2)] if quick else [
-        *((WIDTHS, tokens, steps) for tokens, steps in ((1, 16), (64, 1), (64, 4), (256, 4))),
-        (NARROW, 1024, 4),
-    ]
-    half = ("scratchpad.kib=128", f"hbm.edge_kib={512 if quick else 2048}")
+    """Perceptrons: what is kept where, by tokens of a step and steps. A pipeline and its rivals
+    at many steps, the others where they are not minutes."""
+    every = ("streamed", "edge", "weight-streaming", "retained", "activation-streaming", "pipeline")
+    some = ("streamed", "retained", "pipeline")
+    if quick:
+        return _points("small", 8, [((64, 96, 64), 8, 2, every)])
+    return _points("base", 96, [
+        (WIDTHS, 1, 1, some), (WIDTHS, 1, 4, some), (WIDTHS, 1, 16, every), (WIDTHS, 1, 64, some),
+        (WIDTHS, 64, 1, every), (WIDTHS, 64, 4, every), (WIDTHS, 64, 16, some),
+        (WIDTHS, 64, 64, some), (WIDTHS, 256, 4, every), (NARROW, 1024, 4, every),
+        (UNEVEN, 64, 1, some), (UNEVEN, 64, 16, (*some, "pipeline, equal groups")),
+    ])
+
+
+def _points(
+    chip: str, room: int, points: Sequence[tuple[tuple[int, ...], int, int, Sequence[str]]]
+) -> list[Case]:
+    """Cases of (widths, tokens of a step, steps, which modes), with ``room`` KiB for pins."""
+    settings = {
+        "streamed": (),
+        "edge": ("scratchpad.kib=128", f"hbm.edge_kib={512 if chip == 'small' else 2048}"),
+        "weight-streaming": ("mapping.mode=weight_streaming",),
+        "retained": ("mapping.mode=retained", f"scratchpad.pinned_kib={room}"),
+        "activation-streaming": ("mapping.mode=activation_streaming",
+                                 f"scratchpad.pinned_kib={room}"),
+        "pipeline": ("mapping.mode=pipeline",),
+        "pipeline, equal groups": ("mapping.mode=pipeline", "mapping.groups=equal"),
+    }
+    marks: dict[tuple[int, ...], str] = {UNEVEN: ", uneven"}
     return [
-        Case(name, f"perceptron {max(widths)} wide, {tokens} tokens a step, {steps} steps",
-             f"perceptron of {len(widths) - 1} layers", chip, settings,
+        Case({"edge": "half of all SRAM at the edge"}.get(name, name),
+             f"perceptron {max(widths)} wide{marks.get(widths, '')}, {tokens} tokens a step, "
+             f"{steps} steps",
+             f"perceptron of {len(widths) - 1} layers", chip, settings[name],
              is_baseline=name == "streamed", samples=steps,
              network=partial(_perceptron, widths, tokens, steps))
-        for widths, tokens, steps in points
-        for name, settings in (
-            ("streamed", ()), ("half of all SRAM at the edge", half),
-            ("weight-streaming", ("mapping.mode=weight_streaming",)),
-            ("retained", ("mapping.mode=retained", f"scratchpad.pinned_kib={room}")),
-            ("activation-streaming", ("mapping.mode=activation_streaming",
-                                      f"scratchpad.pinned_kib={room}")),
-        )
+        for widths, tokens, steps, names in points for name in names
     ]
 
 
@@ -93,16 +112,21 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"step and {edge / steps / 1024:,.1f} KiB from the edge ({read / before:.3f} of "
                 f"streaming), over the links "
                 f"{row['traffic_bytes']['mesh_link'] / base['traffic_bytes']['mesh_link']:.3f}; "
-                f"{row['cycles'] / steps:,.0f} cycles a step")
+                f"{row['cycles'] / steps:,.0f} cycles a step, {_idle(row)}")
             continue
         found.append(
             f"{row['group']}, {row['case']}: {read / steps / 1024:,.1f} KiB read from HBM a step, "
             f"{initial / 1024:,.1f} KiB of all of them once at the start ({read / before:.3f} of "
             f"streaming; without that {(read - initial) / before:.3f}; of W (f + N (1 - f)) "
             f"{read / (before - (steps - 1) * initial):.3f}); "
-            f"{row['cycles'] / steps:,.0f} cycles a step"
+            f"{row['cycles'] / steps:,.0f} cycles a step, {_idle(row)}"
         )
     return found
+
+
+def _idle(row: Mapping[str, Any]) -> str:
+    found = row["arrays"]
+    return f"{found['idle_tiles']:.1f} of {found['tiles']} tiles idle"
 
 
 RESIDENCY = Experiment(
@@ -115,6 +139,7 @@ RESIDENCY = Experiment(
     null_case="one step: what is loaded once is used once; weight-streaming of one token: no "
     "pixels to deal, it is the baseline",
     losing_case="resnet50: every layer is used once, and pinned weights take the room of "
-    "activations and frames; activation-streaming: a group of tiles works while the others wait",
+    "activations and frames; activation-streaming: a group of tiles works while the others wait; "
+    "a pipeline of few steps, which has to fill, and of uneven layers",
     findings=_findings,
 )

@@ -65,6 +65,10 @@ def test_quick_experiments(tmp_path, capsys, monkeypatch):
                  - modes[mode]["traffic_bytes"]["hbm_read"])
         assert saved >= weights  # two steps, loaded once
     assert modes["weight-streaming"]["initial_load_bytes"] == 0
+    parameters = 128 * (96 + 64) // 16
+    assert modes["pipeline"]["initial_load_bytes"] == weights + parameters
+    for row in modes.values():
+        assert 0 < row["arrays"]["idle_tiles"] < row["arrays"]["tiles"] == 4
     assert "fusion" in capsys.readouterr().out
 
     def refuse(*_, **__):
