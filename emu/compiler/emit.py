@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from emu.compiler.expert_ahead import Part
 from emu.compiler.mapping import Rect, encode_rect, rect_tiles, single
 from emu.compiler.pinning import Pins
+from emu.compiler.schedule import Op
 from emu.compiler.stream import (
     BARRIER,
     EDGE_BARRIER,
@@ -224,11 +225,11 @@ class Emitter:
                 Opcode.LOAD, scratchpad=load.near, far=load.far, run=load.run, count0=load.count,
                 count1=1, count2=1, s_stride0=load.run if load.count > 1 else 0,
                 f_stride0=load.stride if load.count > 1 else 0, rect=encode_rect(single(*tile)),
-                sem_valid=1, sem=PINNED,
+                sem_valid=1, sem=load.sem,
             )
 
-    def await_pinned(self, tile: Tile) -> list[Wait]:
-        """The wait of a tile's first COMPUTE with pinned weights."""
+    def await_pinned(self, tile: Tile, index: int, op: Op) -> list[Wait]:
+        """What an op with pinned weights awaits of their load: a tile's first one all of it."""
         if tile in self.pinned_here:
             return []
         self.pinned_here.add(tile)

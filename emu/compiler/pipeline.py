@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from emu.compiler.emit import Emitter
 from emu.compiler.fit import counts
 from emu.compiler.geometry import Geometry, geometry_of
-from emu.compiler.pinning import Load, Pins, loads_of
+from emu.compiler.mapping import part
+from emu.compiler.pinning import Load, Pins, tile_loads
 from emu.compiler.residency import Choice, Edge
 from emu.compiler.roofline import Roofline
-from emu.compiler.schedule import schedule
+from emu.compiler.schedule import Op, schedule
 from emu.compiler.stages import (
     Dealt,
     Stage,
@@ -28,7 +29,7 @@ from emu.compiler.stages import (
     stage_plan,
     weight_words,
 )
-from emu.compiler.stream import OUT_READY, PINNED, PIPELINE_SLOTS, Flow, Signal, Step, Tile
+from emu.compiler.stream import OUT_READY, PIPELINE_SLOTS, Flow, Signal, Step, Tile, Wait
 from emu.compiler.tile_step import TileStep
 from emu.compiler.tiling import Plan, plan_weights
 from emu.config import BLOCK_TILES, SEMAPHORES, WORD_BYTES, Config
@@ -38,8 +39,11 @@ from emu.network.layers import ConvLayer, Layer
 from emu.planner import Item
 
 MODE = "mapping.mode=pipeline"
-SHARED = (OUT_READY, PINNED)
+SHARED = (OUT_READY,)
 """Semaphores that all layers of a tile have in common."""
+PARTS, FEW_LAYERS = 4, 3
+"""Parts of a layer's weights that are awaited one by one, if a stage has so few layers: a tile has
+no semaphores for more."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Pipeline:
 
     layers: The network's, step after step. length: Layers of a step.
     choices: Of every layer, by its number. weights: First word of each layer's, by its place in
-        the chain. memory: Areas of the fullest stage's tiles, in words.
+        the chain. loaded: Likewise the semaphores of their parts.
+    memory: Areas of the fullest stage's tiles, in words.
     """
 
     layers: list[Layer]
@@ -57,6 +62,7 @@ class Pipeline:
     bands: int
     choices: dict[int, Choice]
     weights: dict[int, int]
+    loaded: dict[int, range]
     memory: tuple[Item, ...]
 
     def describe(self) -> str:
@@ -82,12 +88,24 @@ class Pipeline:
         found.bases = {index: self.weights[index % self.length] for index in range(len(steps))}
         for index, step in enumerate(steps[: self.length]):
             for c in step.weights:
-                first, last = step.plan.channel_range(c)
-                words = 8 * (last - first) + step.plan.shape.table_words
-                found.loads.setdefault(step.plan.split.tile(0, c), []).extend(
-                    [Load(step.plan.params, step.params[c], words, 1, 0),
-                     *loads_of(step, c, self.weights[index])])
+                self._pin(found, index, step, c)
         return found
+
+    def _pin(self, pins: Pins, index: int, step: Step, c: int) -> None:
+        """The loads of one tile for one layer: parameters, then weights as they are wanted."""
+        tile, sems = step.plan.split.tile(0, c), self.loaded[index]
+        first, last = step.plan.channel_range(c)
+        words = 8 * (last - first) + step.plan.shape.table_words
+        loads = [Load(step.plan.params, step.params[c], words, 1, 0, sems[0])]
+        batches = [batch[0] for batch in step.weights[c].segments]
+        count = min(len(batches), len(sems))
+        for k, sem in zip(range(count), sems, strict=False):
+            a, b = part(len(batches), count, k)
+            start, end = batches[a].first_tile, batches[b - 1].first_tile + batches[b - 1].tiles
+            loads += tile_loads(step, c, self.weights[index], start, end, sem)
+            words = sum(load.words for load in loads if load.sem == sem)
+            pins.parts[tile, index, start] = sem, words
+        pins.loads.setdefault(tile, []).extend(loads)
 
     def rooflines(self, config: Config, bounds: Sequence[Roofline]) -> tuple[Roofline, ...]:
         """Those of every step from its layers': nothing goes faster than the slowest stage."""
@@ -119,6 +137,12 @@ class PipelineEmitter(Emitter):
     def __init__(self, config: Config, steps: Sequence[Step], pins: Pins, pipeline: Pipeline):
         super().__init__(config, steps, pins)
         self._pipeline = pipeline
+        self._awaited = dict(pins.parts)
+
+    def await_pinned(self, tile: Tile, index: int, op: Op) -> list[Wait]:
+        """Once what the op's weights are a part of, in the first step."""
+        wait = self._awaited.pop((tile, index, op.segment.first_tile), None)
+        return [wait] if wait else []
 
     def begin(self, tile: Tile) -> None:
         """Nothing is fetched by blocks: there are no frames."""
@@ -157,7 +181,7 @@ def plan_pipeline(config: Config, layers: Sequence[Layer], outputs: set[str]) ->
     shapes = [geometry_of(layer) for layer in steps[0]]
     bands, dealt = _fastest(config, shapes, len(steps))
     places = _places(config, shapes, dealt.stages, bands)
-    numbers = _semaphores(places, dealt.stages)
+    numbers, loaded = _semaphores(places, dealt.stages)
     choices: dict[int, Choice] = {}
     for step in range(len(steps)):
         for k, place in enumerate(places):
@@ -170,7 +194,7 @@ def plan_pipeline(config: Config, layers: Sequence[Layer], outputs: set[str]) ->
     return Pipeline(
         layers=[layer for step in steps for layer in step], length=len(shapes),
         stages=dealt.stages, bands=bands, choices=choices,
-        weights={k: place.weights for k, place in enumerate(places)},
+        weights={k: place.weights for k, place in enumerate(places)}, loaded=loaded,
         memory=_memory(dealt.stages, places, len(choices)),
     )
 
@@ -252,12 +276,16 @@ def _band_counts(config: Config, shapes: Sequence[Geometry]) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer of the chain in its stage's scratchpads; ``stage`` is its number."""
+    """A layer of the chain in its stage's scratchpads; ``stage`` is its number.
+
+    pieces: Of an item. parts: Of the weights, awaited one by one.
+    """
 
     stage: int
     plan: Plan
     weights: int
     pieces: int
+    parts: int
 
 
 def _places(
@@ -270,17 +298,22 @@ def _places(
             plan = stage_plan(config, shapes[k], stage.area, bands)
             params = used + activation_words(plan)
             weights = params + parameter_words(plan)
-            parts = [schedule(plan, plan_weights(plan, c, ()), 0, c, ())
-                     for c in range(plan.split.channel_parts)]
-            pieces = max(len(item.pieces) for work in parts for item in work.items)
+            parts = [plan_weights(plan, c, ()) for c in range(plan.split.channel_parts)]
+            pieces = max(len(item.pieces) for c, own in enumerate(parts)
+                         for item in schedule(plan, own, 0, c, ()).items)
+            few = stage.end - stage.first <= FEW_LAYERS
+            batches = max(len(own.segments) for own in parts)
             plan = replace(plan, inputs=used, outputs=used + plan.outputs, params=params)
-            found.append(_Place(number, plan, weights, pieces))
+            found.append(_Place(number, plan, weights, pieces, min(PARTS, batches) if few else 1))
             used = weights + weight_words(plan)
     return found
 
 
-def _semaphores(places: Sequence[_Place], stages: Sequence[Stage]) -> list[Flow]:
-    """Of every layer of the chain: numbers are those of the tiles that await them."""
+def _semaphores(
+    places: Sequence[_Place], stages: Sequence[Stage]
+) -> tuple[list[Flow], dict[int, range]]:
+    """Of every layer of the chain: numbers are those of the tiles that await them; and those of
+    its weights' parts."""
     free = dict.fromkeys(range(len(stages)), 0)
 
     def take(stage: int, count: int) -> int:
@@ -295,7 +328,10 @@ def _semaphores(places: Sequence[_Place], stages: Sequence[Stage]) -> list[Flow]
         return start
 
     found: list[Flow] = []
+    loaded: dict[int, range] = {}
     for k, place in enumerate(places):
+        start = take(place.stage, place.parts)
+        loaded[k] = range(start, start + place.parts)
         filler = places[k - 1] if k else None
         in_free = take(filler.stage if filler else place.stage, PIPELINE_SLOTS)
         found.append(Flow(
@@ -306,7 +342,7 @@ def _semaphores(places: Sequence[_Place], stages: Sequence[Stage]) -> list[Flow]
         if k:
             readers = place.plan.split.channel_parts
             found[k - 1] = replace(found[k - 1], room=in_free, readers=readers)
-    return found
+    return found, loaded
 
 
 def _edge(plan: Plan, flow: Flow, reader: int) -> Edge:

@@ -88,7 +88,7 @@ class TileStep:
         if self.pinned is None:
             self._compute(number, op, self.emitter.uses[self.tile][use], start)
         else:
-            start += self.emitter.await_pinned(self.tile)
+            start += self.emitter.await_pinned(self.tile, self.index, op)
             self._compute(number, op, None, start)
         if op.last:
             self._store(op)
