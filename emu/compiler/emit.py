@@ -191,8 +191,7 @@ class Emitter:
         """Commands of every tile; idle tiles only END."""
         for tile in sorted(self.busy - set(self.roles[0])):
             self.begin(tile)
-        for tile in sorted(self.pins.loads):
-            self._load_pinned(tile)
+        self.load_pinned()
         self.emit_steps()
         for stream in self.streams.values():
             stream.add(Opcode.END)
@@ -219,8 +218,10 @@ class Emitter:
             elif tile in self.members[index]:
                 self._receive_only(index, step, tile, self.members[index][tile])
 
-    def _load_pinned(self, tile: Tile) -> None:
-        for load in self.pins.loads[tile]:
+    def load_pinned(self) -> None:
+        """The loads of all pinned weights."""
+        pairs = [(tile, load) for tile, loads in sorted(self.pins.loads.items()) for load in loads]
+        for tile, load in pairs:
             self.streams[tile].add(
                 Opcode.LOAD, scratchpad=load.near, far=load.far, run=load.run, count0=load.count,
                 count1=1, count2=1, s_stride0=load.run if load.count > 1 else 0,

@@ -41,9 +41,8 @@ from emu.planner import Item
 MODE = "mapping.mode=pipeline"
 SHARED = (OUT_READY,)
 """Semaphores that all layers of a tile have in common."""
-PARTS, FEW_LAYERS = 4, 3
-"""Parts of a layer's weights that are awaited one by one, if a stage has so few layers: a tile has
-no semaphores for more."""
+PARTS = 4
+"""Parts of a layer's weights that are awaited one by one, if a tile has semaphores for them."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,15 @@ class Pipeline:
 
 
 class PipelineEmitter(Emitter):
-    """Streams without barriers: item after item goes through all layers, so that layers that share
-    a tile take turns. Tile (0, 0), of the first stage, marks where its steps begin."""
+    """Streams without barriers. Layers that share tiles take turns, each an item behind the one
+    before it, so that what one has made has time to arrive while the others work. Tile (0, 0), of
+    the first stage, marks where its steps begin."""
 
     def __init__(self, config: Config, steps: Sequence[Step], pins: Pins, pipeline: Pipeline):
         super().__init__(config, steps, pins)
         self._pipeline = pipeline
         self._awaited = dict(pins.parts)
+        self._work: dict[int, list[TileStep]] = {}
 
     def await_pinned(self, tile: Tile, index: int, op: Op) -> list[Wait]:
         """Once what the op's weights are a part of, in the first step."""
@@ -150,18 +151,34 @@ class PipelineEmitter(Emitter):
     def barrier_signal(self, index: int) -> list[Signal]:
         return []
 
+    def load_pinned(self) -> None:
+        """Behind the first two items' inputs."""
+        length, bands = self._pipeline.length, self._pipeline.bands
+        for index in (0, length) if bands == 1 else (0,):
+            for one in self._at(index) if index < len(self.steps) else ():
+                one.load_slots()
+        super().load_pinned()
+
+    def _at(self, index: int) -> list[TileStep]:
+        """All tiles' parts of step ``index``."""
+        if index not in self._work:
+            self._work[index] = [TileStep(self, index, self.convs[index], tile, p, c)
+                                 for tile, (p, c) in sorted(self.roles[index].items())]
+        return self._work[index]
+
     def emit_steps(self) -> None:
-        length = self._pipeline.length
-        for first in range(0, len(self.steps), length):
-            if first:
-                self.streams[0, 0].add(Opcode.SYNC, queue=Queue.COMPUTE, mark=1)
-            work = [
-                TileStep(self, index, self.convs[index], tile, p, c)
-                for index in range(first, first + length)
-                for tile, (p, c) in sorted(self.roles[index].items())
-            ]
-            for item in range(self._pipeline.bands):
-                for one in work:
+        length, bands = self._pipeline.length, self._pipeline.bands
+        behind = {k: k - stage.first for stage in self._pipeline.stages
+                  for k in range(stage.first, stage.end)}
+        items = len(self.steps) // length * bands
+        for turn in range(items + max(behind.values())):
+            for k in range(length):
+                step, item = divmod(turn - behind[k], bands)
+                if not 0 <= turn - behind[k] < items:
+                    continue
+                if item == 0 and step and not k:
+                    self.streams[0, 0].add(Opcode.SYNC, queue=Queue.COMPUTE, mark=1)
+                for one in self._at(step * length + k):
                     one.emit_item(item)
 
 
@@ -181,7 +198,11 @@ def plan_pipeline(config: Config, layers: Sequence[Layer], outputs: set[str]) ->
     shapes = [geometry_of(layer) for layer in steps[0]]
     bands, dealt = _fastest(config, shapes, len(steps))
     places = _places(config, shapes, dealt.stages, bands)
-    numbers, loaded = _semaphores(places, dealt.stages)
+    try:
+        numbers, loaded = _semaphores(places, dealt.stages)
+    except UserError:
+        places = [replace(place, parts=1) for place in places]
+        numbers, loaded = _semaphores(places, dealt.stages)
     choices: dict[int, Choice] = {}
     for step in range(len(steps)):
         for k, place in enumerate(places):
@@ -244,12 +265,9 @@ def _fastest(config: Config, shapes: Sequence[Geometry], steps: int) -> tuple[in
     """The number of bands and the stages with which all steps take least by the model."""
     best: tuple[float, int, Dealt] | None = None
     for bands in _band_counts(config, shapes):
-        dealt = deal(config, shapes, bands)
-        if dealt is None:
-            continue
-        cycles = (steps * bands - 1) * dealt.slowest + dealt.total
-        if best is None or cycles < best[0]:
-            best = cycles, bands, dealt
+        dealt = deal(config, shapes, bands, steps)
+        if dealt and (best is None or dealt.cycles(steps * bands) < best[0]):
+            best = dealt.cycles(steps * bands), bands, dealt
     if best is None:
         words = sum(shape.tile_words * sum(map(shape.passes, range(shape.out_groups)))
                     for shape in shapes)
@@ -301,10 +319,9 @@ def _places(
             parts = [plan_weights(plan, c, ()) for c in range(plan.split.channel_parts)]
             pieces = max(len(item.pieces) for c, own in enumerate(parts)
                          for item in schedule(plan, own, 0, c, ()).items)
-            few = stage.end - stage.first <= FEW_LAYERS
             batches = max(len(own.segments) for own in parts)
             plan = replace(plan, inputs=used, outputs=used + plan.outputs, params=params)
-            found.append(_Place(number, plan, weights, pieces, min(PARTS, batches) if few else 1))
+            found.append(_Place(number, plan, weights, pieces, min(PARTS, batches)))
             used = weights + weight_words(plan)
     return found
 

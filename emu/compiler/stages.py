@@ -2,8 +2,9 @@
 """Which tiles work on which layers of a pipeline.
 
 A *stage* is a layer, or some neighbouring ones, on a rectangle of tiles. The mesh is cut in two
-again and again, the chain of layers with it, so that the slowest stage is as quick as can be; a
-part that is not cut is a stage. Output groups are dealt to a stage's tiles; a rectangle that has
+again and again, the chain of layers with it; a part that is not cut is a stage. Wanted is what
+takes all items through all stages soonest: many stages are slower to fill, few have more tiles for
+each layer than it can use evenly. Output groups are dealt to a stage's tiles; a rectangle that has
 more tiles than the smallest of its layers has groups is not used whole.
 """
 
@@ -17,8 +18,10 @@ from emu.compiler.stream import PIPELINE_SLOTS
 from emu.compiler.tiling import Plan, bands_of, chunks, plan_weights
 from emu.config import BLOCK_TILES, Config
 
-ITEM_CYCLES = 100
-"""Beside its passes, from one item's first COMPUTE to the next one's."""
+ITEM_CYCLES = 12
+"""From a COMPUTE to the next one beside its passes, measured with passes of one pixel."""
+ARRIVAL_CYCLES, WORD_CYCLES = 150, 4 / 3
+"""Until the next layer begins if nothing else is to be done: and for each word of its input."""
 OUT_SLOTS = 4
 CUTS = 3
 """Cuts of the chain that are tried for each cut of the tiles: those nearest to its share."""
@@ -35,15 +38,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Stages, the cycles that the slowest one takes for an item, and those of all."""
+    """Stages, the cycles that the slowest one takes for an item, and those that an item takes to
+    pass through all."""
 
     slowest: int
     total: int
     stages: tuple[Stage, ...]
 
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.slowest, self.total
+    def cycles(self, items: int) -> int:
+        """That ``items`` take."""
+        return (items - 1) * self.slowest + self.total
 
 
 def split_of(area: Area) -> Split:
@@ -94,11 +98,12 @@ def activation_words(plan: Plan) -> int:
     return plan.outputs + plan.out_slots * plan.out_slot_words
 
 
-def deal(config: Config, shapes: Sequence[Geometry], bands: int) -> Dealt | None:
+def deal(config: Config, shapes: Sequence[Geometry], bands: int, steps: int) -> Dealt | None:
     """The stages of a chain of ``shapes``, as `mapping.groups` wants them; None if none fit."""
     dealer = _Dealer(config, shapes, bands)
     if config.mapping.groups == "balanced":
-        return dealer.best(config.mesh.cols, config.mesh.rows, 0, len(shapes))
+        front = dealer.front(config.mesh.cols, config.mesh.rows, 0, len(shapes))
+        return min(front, key=lambda each: each.cycles(steps * bands), default=None)
     groups = tile_groups(config, len(shapes))
     found: list[Dealt] = []
     for k, (x, y, width, height) in enumerate(groups):
@@ -122,12 +127,12 @@ class _Dealer:
     def __init__(self, config: Config, shapes: Sequence[Geometry], bands: int):
         self.config, self.shapes, self.bands = config, shapes, bands
         self.work = [sum(map(shape.passes, range(shape.out_groups))) for shape in shapes]
-        self.best = cache(self._best)
+        self.front = cache(self._front)
         self.alone = cache(self._alone)
         self._layer = cache(self._on_tiles)
 
-    def _on_tiles(self, layer: int, width: int, height: int) -> tuple[int, int]:
-        """(cycles of an item, words) of one layer."""
+    def _on_tiles(self, layer: int, width: int, height: int) -> tuple[int, int, int]:
+        """(cycles of an item, until its input is there, words) of one layer."""
         shape = self.shapes[layer]
         plan = stage_plan(self.config, shape, (0, 0, width, height), self.bands)
         passes = max(sum(map(shape.passes, range(*plan.channel_range(c))))
@@ -135,7 +140,7 @@ class _Dealer:
         pixels = -(-shape.pixels // self.bands)
         rows = self.config.core.accumulator_rows
         cycles = passes * max(shape.pass_cycles(pixels), -(-pixels // rows) * shape.pass_cycles(1))
-        return (cycles + ITEM_CYCLES,
+        return (cycles + ITEM_CYCLES, round(ARRIVAL_CYCLES + WORD_CYCLES * plan.slot_words),
                 weight_words(plan) + parameter_words(plan) + activation_words(plan))
 
     def _alone(self, width: int, height: int, first: int, end: int) -> Dealt | None:
@@ -145,25 +150,34 @@ class _Dealer:
         ways = [(w, h) for w in range(1, width + 1) for h in range(1, height + 1) if w * h <= most]
         found = []
         for w, h in ways:
-            both = [self._layer(k, w, h) for k in layers]
-            if sum(words for _, words in both) <= self.config.scratchpad.words:
-                found.append((sum(cycles for cycles, _ in both), w * h, w, h))
+            cycles, arrival, words = map(sum, zip(*(self._layer(k, w, h) for k in layers),
+                                                  strict=True))
+            if words <= self.config.scratchpad.words:
+                found.append((cycles, w * h, arrival, w, h))
         if not found:
             return None
-        cycles, _, w, h = min(found)
-        return Dealt(cycles, cycles, (Stage(first, end, (0, 0, w, h)),))
+        cycles, _, arrival, w, h = min(found)
+        return Dealt(cycles, cycles + arrival, (Stage(first, end, (0, 0, w, h)),))
 
-    def _best(self, width: int, height: int, first: int, end: int) -> Dealt | None:
-        """The best stages of layers ``first`` .. ``end - 1`` on ``width`` x ``height`` tiles."""
-        found = [self.alone(width, height, first, end)]
+    def _front(self, width: int, height: int, first: int, end: int) -> list[Dealt]:
+        """Stages of layers ``first`` .. ``end - 1`` on ``width`` x ``height`` tiles: of those with
+        one slowest stage that with the least total, if no other has both less."""
+        one = self.alone(width, height, first, end)
+        found = [one] if one else []
         for low, high, dx, dy in _halves(width, height):
             share = low[0] * low[1] / (width * height)
             for k in self._cuts(first, end, share):
-                one, two = self.best(*low, first, k), self.best(*high, k, end)
-                if one and two:
-                    found.append(Dealt(max(one.slowest, two.slowest), one.total + two.total,
-                                       one.stages + _moved(two, dx, dy).stages))
-        return min((each for each in found if each), key=lambda each: each.key, default=None)
+                found += [
+                    Dealt(max(a.slowest, b.slowest), a.total + b.total,
+                          a.stages + _moved(b, dx, dy).stages)
+                    for a in self.front(*low, first, k) for b in self.front(*high, k, end)
+                ]
+        found.sort(key=lambda each: (each.slowest, each.total))
+        kept: list[Dealt] = []
+        for each in found:
+            if not kept or each.total < kept[-1].total:
+                kept.append(each)
+        return kept
 
     def _cuts(self, first: int, end: int, share: float) -> list[int]:
         """Where layers may be cut in two: nearest to ``share`` of their work first."""

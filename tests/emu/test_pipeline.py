@@ -63,19 +63,28 @@ def test_tokens_and_steps(tokens, steps):
 def test_more_layers_than_tiles():
     """Twelve layers on four tiles: neighbours share a tile and take turns."""
     network = perceptron("p", 5, widths=(16, 48, 32, 64) * 3 + (32,), tokens=20, steps=4)
-    program = check(network, config_of("small"))
+    program = check(network, config_of("small", "mapping.groups=equal"))
     assert program.plans[0].startswith("4 stages on 1 + 1 + 1 + 1 tiles")
 
 
 def test_stages_by_hand():
     """64 -> 128 -> 32 -> 32: passes 8 x 4, 2 x 8 and 2 x 2, of 16 pixels each."""
-    network = perceptron("p", 3, widths=(64, 128, 32, 32), tokens=16, steps=2)
+    network = perceptron("p", 3, widths=(64, 128, 32, 32), tokens=16, steps=9)
     program = check(network, config_of("small"))
-    assert program.plans == ("3 stages on 2 + 1 + 1 tiles, 1 band",) * 2
-    assert [bound.compute for bound in program.rooflines] == [16 * 16] * 2
+    assert program.plans == ("2 stages on 2 + 2 tiles, 1 band",) * 9  # 2 x 8 + 2 x 2 on two: less
+    assert [bound.compute for bound in program.rooflines] == [16 * 16] * 9
     equal = compile_network(network, config_of("small", "mapping.groups=equal"))
     assert equal.plans[0].startswith("2 stages on 2 + 2 tiles")
     assert equal.rooflines[0].compute == 16 * (16 + 8)
+
+
+def test_one_item_has_no_use_for_stages():
+    """Four layers of 16 x 16 tiles on 16: all on all, 4 x 16 passes, instead of 64 each."""
+    widths = (256,) * 5
+    once = compile_network(perceptron("p", 3, widths=widths, tokens=1, steps=1), config_of("base"))
+    assert once.plans == ("1 stage on 16 tiles, 1 band",)
+    assert once.rooflines[0].compute == 16 * 4 * 16
+    check(perceptron("p", 3, widths=widths, tokens=33, steps=3), config_of("base"))
 
 
 @pytest.mark.parametrize("widths", [(64, 64, 64), WIDTHS, (16, 256, 32, 96, 16, 16), (512, 16)])
@@ -84,7 +93,7 @@ def test_stages_are_apart_and_have_work(chip, widths):
     config = config_of(chip)
     network = perceptron("p", 3, widths=widths, tokens=16, steps=1)
     shapes = [geometry_of(layer) for layer in network.layers]
-    dealt = deal(config, shapes, 1)
+    dealt = deal(config, shapes, 1, 9)
     assert [s.first for s in dealt.stages] == [0, *(s.end for s in dealt.stages)][:-1]
     tiles = Counter(tile for stage in dealt.stages
                     for tile in rect_tiles(split_of(stage.area).activation_rect(0)))
