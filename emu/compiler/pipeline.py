@@ -152,11 +152,13 @@ class PipelineEmitter(Emitter):
         return []
 
     def load_pinned(self) -> None:
-        """Behind the first two items' inputs."""
-        length, bands = self._pipeline.length, self._pipeline.bands
-        for index in (0, length) if bands == 1 else (0,):
-            for one in self._at(index) if index < len(self.steps) else ():
-                one.load_slots()
+        """Behind the first item's inputs; behind the second's, too, if they are soon there: else
+        the weights are wanted before."""
+        length, words = self._pipeline.length, self.convs[0].plan.slot_words
+        soon = self._pipeline.bands == 1 and words <= self.config.prefetch.outstanding
+        for index in (0, length) if soon and length < len(self.steps) else (0,):
+            for one in self._at(index):
+                one.load_first()
         super().load_pinned()
 
     def _at(self, index: int) -> list[TileStep]:

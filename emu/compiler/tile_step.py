@@ -64,11 +64,9 @@ class TileStep:
         for number, op in enumerate(self.work.ops):
             self._emit(number, op, first_use.get((op.generation, op.segment.descriptor), -1))
 
-    def load_slots(self) -> None:
-        """What fills the input slots for the first time, ahead of all that the tile loads."""
-        for item in range(min(self.plan.slots, len(self.work.items))):
-            number = self.first_op[item]
-            self._load_some(number, self.work.ops[number], 0)
+    def load_first(self) -> None:
+        """What the first op needs, ahead of all else that the tile loads."""
+        self._load_some(0, self.work.ops[0], 0)
 
     def emit_item(self, item: int) -> None:
         """The ops of one item; the weights are pinned."""

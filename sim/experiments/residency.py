@@ -15,6 +15,7 @@ WIDTHS = (512, 768, 512, 768, 512)
 """A perceptron of as many weights: four layers, so that each can have a quarter of the tiles."""
 NARROW = (128,) * 5
 """One whose activations, of 1,024 tokens, are more than its weights."""
+GROUPS = "pipeline, tiles of its own for each layer"
 UNEVEN = (512, 1024, 256, 768, 256)
 """One whose first layer has 44% of the arithmetic."""
 
@@ -60,15 +61,15 @@ def _cases(quick: bool) -> list[Case]:
 def _modes(quick: bool) -> list[Case]:
     """Perceptrons: what is kept where, by tokens of a step and steps. A pipeline and its rivals
     at many steps, the others where they are not minutes."""
-    every = ("streamed", "edge", "weight-streaming", "retained", "activation-streaming", "pipeline")
-    some = ("streamed", "retained", "pipeline")
+    some = ("streamed", "retained", "pipeline", GROUPS)
+    every = (*some, "edge", "weight-streaming", "activation-streaming")
     if quick:
         return _points("small", 8, [((64, 96, 64), 8, 2, every)])
     return _points("base", 96, [
         (WIDTHS, 1, 1, some), (WIDTHS, 1, 4, some), (WIDTHS, 1, 16, every), (WIDTHS, 1, 64, some),
         (WIDTHS, 64, 1, every), (WIDTHS, 64, 4, every), (WIDTHS, 64, 16, some),
-        (WIDTHS, 64, 64, some), (WIDTHS, 256, 4, every), (NARROW, 1024, 4, every),
-        (UNEVEN, 64, 1, some), (UNEVEN, 64, 16, (*some, "pipeline, equal groups")),
+        (WIDTHS, 256, 4, every), (NARROW, 1024, 4, every),
+        (UNEVEN, 64, 1, some), (UNEVEN, 64, 16, some),
     ])
 
 
@@ -84,7 +85,7 @@ def _points(
         "activation-streaming": ("mapping.mode=activation_streaming",
                                  f"scratchpad.pinned_kib={room}"),
         "pipeline": ("mapping.mode=pipeline",),
-        "pipeline, equal groups": ("mapping.mode=pipeline", "mapping.groups=equal"),
+        GROUPS: ("mapping.mode=pipeline", "mapping.groups=equal"),
     }
     marks: dict[tuple[int, ...], str] = {UNEVEN: ", uneven"}
     return [

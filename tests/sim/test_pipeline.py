@@ -9,6 +9,8 @@ from emu.network.transformers import perceptron
 from sim.execute import Options, run
 
 MODE = "mapping.mode=pipeline"
+PASS = 32
+"""A mark may be passed earlier by that."""
 SWITCH = 100
 """Cycles from one item to the next that are allowed beside the passes."""
 
@@ -29,7 +31,7 @@ def test_steps_take_as_long_as_the_slowest_stage():
     passes = 4 * 6 * 32
     assert {layer["roofline"]["compute"] for layer in layers} == {passes}
     ten = layers[15]["begin"] - layers[5]["begin"]
-    assert 10 * passes <= ten <= 10 * (passes + 2 * SWITCH)  # two items a step
+    assert 10 * passes - PASS <= ten <= 10 * (passes + 2 * SWITCH)  # two items a step
 
 
 @pytest.mark.rtl
