@@ -261,18 +261,32 @@ class Prefetch(Section):
 
 
 class Storage(Section):
-    enabled: bool = Field(False, description="a storage edge port on the west side of row 0")
+    enabled: bool = Field(
+        False, description="constants lie in storage devices, one behind each pseudo-channel, "
+        "which keeps some of their pages in frames; false: all of them lie in HBM"
+    )
     page_kib: int = Field(4, description="KiB of a page, 1 to 16, a power of two")
-    pages: int = Field(1024, description="pages modelled, 16 to 4096, a power of two")
+    pages: int = Field(4096, description="pages of a device, 16 to 4096, a power of two")
     latency: int = Field(
         20_000, ge=1, le=1_000_000, description="cycles until a page read begins to come"
     )
-    bytes_per_cycle: int = Field(4, ge=1, le=16, description="of the medium, reads and writes")
-    queue: int = Field(64, ge=1, le=64, description="page reads outstanding in the device")
-    cache_pages: int = Field(256, ge=8, le=1024, description="page frames in HBM")
+    bytes_per_cycle: int = Field(
+        4, ge=1, le=16, description="of the medium, reads and writes; on a chip of all its devices "
+        "together"
+    )
+    queue: int = Field(64, ge=1, le=64, description="page reads outstanding in a device")
+    cache_pages: int = Field(
+        256, ge=8, le=1024, description="page frames in HBM, in each pseudo-channel"
+    )
     replacement: Literal["ring", "random"] = Field(
         "ring", description="which frame is refilled: the oldest, or any"
     )
+    policy: str = Field(
+        "next_layer", pattern="^[a-z][a-z0-9_]*$",
+        description="a registered policy, for pages instead of blocks")
+    threshold: int = Field(
+        0, ge=0, le=255, description="access frequency that the next layer must exceed")
+    depth: int = Field(32, ge=1, le=63, description="pages that run_ahead keeps ahead")
 
     @model_validator(mode="after")
     def _check(self) -> "Storage":
@@ -291,7 +305,11 @@ class Storage(Section):
     @property
     def page_cycles(self) -> int:
         """Cycles that the medium needs for a page."""
-        return -(-self.page_kib * 1024 // self.bytes_per_cycle)
+        return self.shared_page_cycles(1)
+
+    def shared_page_cycles(self, devices: int) -> int:
+        """Cycles that each of ``devices`` needs for a page if they share the bandwidth."""
+        return -(-self.page_kib * 1024 * devices // self.bytes_per_cycle)
 
 
 class Mapping(Section):
@@ -368,6 +386,10 @@ class Config(Section):
             raise ValueError("mapping.experts=placed loads the experts that occur: "
                              "prefetch.experts must be distinct, not "
                              f"{self.prefetch.experts}")
+        if self.storage.enabled:
+            for name in ("edge_kib", "sum_rows", "ecc"):
+                if getattr(self.hbm, name):
+                    raise ValueError(f"storage.enabled does not go with hbm.{name}")
         return self
 
     @property

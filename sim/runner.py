@@ -405,10 +405,13 @@ def run_bench(
     for variant in chosen:
         design = generate(factories[variant](), name.split(".")[-1])
         folder = build(design, simulator, waves=waves.format if waves else "", optimise=False)
+        (workdir / variant).mkdir(parents=True, exist_ok=True)
+        prepare = getattr(module, "prepare", None)
+        plusargs = prepare((workdir / variant).resolve()) if prepare else ()
         report[variant] = run(
             design, folder, simulator, f"sim.benches.{name}", workdir=workdir / variant,
             env={"HEADRACE_VARIANT": variant, "HEADRACE_QUICK": str(int(quick))}, seed=seed,
-            waves=waves,
+            plusargs=plusargs, waves=waves,
         )
     return report
 

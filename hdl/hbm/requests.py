@@ -11,10 +11,13 @@ from hdl.hbm.packets import LINE_BITS, TAG_BITS, LineRead, ReadWord
 from hdl.hbm.pool import Pool
 from hdl.hbm.sums import RowSums
 from hdl.packets import WORD_BITS, DownFlit, Exit, Kind, Reply, ReqFlit
+from hdl.storage.packets import FRAME_BITS
 
 TAGS = 1 << TAG_BITS
 Ack = data.StructLayout({"x": 4, "y": 4, "words": 8})
 """``words`` written words of tile (x, y) are queued."""
+Pinned = data.StructLayout({"paged": 1, "frame": FRAME_BITS})
+"""Beside a request: whether it reads a frame of pages, and which."""
 
 
 class Requests(wiring.Component):
@@ -28,24 +31,28 @@ class Requests(wiring.Component):
     Parameters
     ----------
     config: The machine; with ``hbm.sum_rows`` rows that belong to a sum go to `RowSums`, and the
-        sums leave as soon as there is no acknowledgement, before words.
+        sums leave as soon as there is no acknowledgement, before words. With ``storage.enabled``
+        the frames of pages that requests read are given back.
 
     Members
     -------
     request: `ReqFlit`. ``lines``: `LineRead`. ``words``: `ReadWord`, in any order.
     acks: Acknowledgements; they go before words. ``down``: `DownFlit`.
+    pinned: Of the request, only with ``storage.enabled``. ``release``, ``released``: The last word
+        of a request that reads a frame of pages has been read, in this frame; likewise.
     idle: No request is in work and no flit waits.
     """
 
     def __init__(self, config: Config):
-        self._config = config
-        super().__init__(
-            {
-                "request": In(stream.Signature(ReqFlit)), "lines": Out(stream.Signature(LineRead)),
-                "words": In(stream.Signature(ReadWord)), "acks": In(stream.Signature(Ack)),
-                "down": Out(stream.Signature(DownFlit)), "idle": Out(1),
-            }
-        )
+        self._config, self._paged = config, config.storage.enabled
+        members = {
+            "request": In(stream.Signature(ReqFlit)), "lines": Out(stream.Signature(LineRead)),
+            "words": In(stream.Signature(ReadWord)), "acks": In(stream.Signature(Ack)),
+            "down": Out(stream.Signature(DownFlit)), "idle": Out(1),
+        }
+        if self._paged:
+            members |= {"pinned": In(Pinned), "release": Out(1), "released": Out(FRAME_BITS)}
+        super().__init__(members)
 
     def elaborate(self, platform):
         m, sums = Module(), None
@@ -53,7 +60,8 @@ class Requests(wiring.Component):
             m.submodules.sums = sums = RowSums(self._config)
         m.submodules.tags = tags = Pool(TAGS)
         m.submodules.headers = headers = Memory(
-            shape=data.StructLayout({"reply": Reply, "first": 4} | ({"slot": 9} if sums else {})),
+            shape=data.StructLayout({"reply": Reply, "first": 4} | ({"slot": 9} if sums else {})
+                                    | ({"pinned": Pinned} if self._paged else {})),
             depth=TAGS, init=[])
         m.submodules.missing = missing = Memory(shape=5, depth=TAGS, init=[])
         self._split(m, tags, headers, missing, sums)
@@ -77,6 +85,8 @@ class Requests(wiring.Component):
                 sums.reply.eq(flit.reply), sums.words.eq(flit.last + 1),
                 sums.open.eq(taken & is_sum), header.data.slot.eq(sums.slot),
             ]
+        if self._paged:
+            m.d.comb += header.data.pinned.eq(self.pinned)
         m.d.comb += [
             request.ready.eq(~busy & tags.available & room),
             taken.eq(request.valid & request.ready),
@@ -125,6 +135,9 @@ class Requests(wiring.Component):
             less.addr.eq(word.tag), less.data.eq(pending.data - 1), less.en.eq(taken),
             tags.give.eq(taken & (pending.data == 1)), tags.given.eq(word.tag),
         ]
+        if self._paged:
+            m.d.comb += [self.release.eq(tags.give & header.pinned.paged),
+                         self.released.eq(header.pinned.frame)]
         # Registers by part: wide multiplexers cost simulation time, the data has none.
         data_word, reply = Signal(WORD_BITS, reset_less=True), Signal(Reply, reset_less=True)
         m.d.comb += [

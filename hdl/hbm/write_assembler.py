@@ -17,12 +17,22 @@ WAYS = 4
 FULL = 16
 """A line is flushed after this many writes at the latest."""
 
-def flushed_layout(ecc: bool) -> data.StructLayout:
+def write_flit(fills: bool) -> data.StructLayout:
+    """`UpFlit`; with ``fills`` also whether it comes from storage: all other numbers are tiles'."""
+    return data.StructLayout(UpFlit.members | {"fill": 1}) if fills else UpFlit
+
+
+def ack_layout(fills: bool) -> data.StructLayout:
+    """`Ack`; with ``fills`` also whether storage is to have it."""
+    return data.StructLayout(Ack.members | {"fill": 1}) if fills else Ack
+
+
+def flushed_layout(ecc: bool, fills: bool) -> data.StructLayout:
     """A line to write and whom to acknowledge how many words."""
-    return data.StructLayout({"write": line_write(ecc), "ack": Ack})
+    return data.StructLayout({"write": line_write(ecc), "ack": ack_layout(fills)})
 
 
-Way = data.StructLayout({"source": 8, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
+Way = data.StructLayout({"source": 9, "line": LINE_BITS, "slot": SLOT_BITS, "words": 5})
 
 
 class WriteAssembler(wiring.Component):
@@ -36,21 +46,23 @@ class WriteAssembler(wiring.Component):
 
     Members
     -------
-    i: `UpFlit`. ``o``: Flushed lines: what to write and whom to acknowledge how many words.
+    i: `write_flit`. ``o``: Flushed lines: what to write and whom to acknowledge how many words.
     fetch, beat, data, mask: A word is fetched for the DRAM; the buffer answers in the same cycle.
     idle: Nothing is being assembled or waits at ``o``. ``starved``: The buffer is full.
 
     Parameters
     ----------
     ecc: Lines tell which of their columns are not written whole.
+    fills: Storage is a source too.
     """
 
-    def __init__(self, ecc: bool = False):
-        self._ecc = ecc
+    def __init__(self, ecc: bool = False, fills: bool = False):
+        self._ecc, self._fills = ecc, fills
+        self._flit, self._flushed_layout = write_flit(fills), flushed_layout(ecc, fills)
         super().__init__(
             {
-                "i": In(stream.Signature(UpFlit)),
-                "o": Out(stream.Signature(flushed_layout(ecc))),
+                "i": In(stream.Signature(self._flit)),
+                "o": Out(stream.Signature(self._flushed_layout)),
                 "fetch": In(1), "beat": In(BeatAddress), "data": Out(WORD_BITS), "mask": Out(16),
                 "idle": Out(1), "starved": Out(1),
             }
@@ -58,8 +70,8 @@ class WriteAssembler(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.input = incoming = Fifo(UpFlit, 2)
-        m.submodules.flushed = self._flushed = Fifo(flushed_layout(self._ecc), 4)
+        m.submodules.input = incoming = Fifo(self._flit, 2)
+        m.submodules.flushed = self._flushed = Fifo(self._flushed_layout, 4)
         m.submodules.pool = self._pool = Pool(SLOTS)
         connect(m, wiring.flipped(self.i), incoming.i)
         connect(m, self._flushed.o, wiring.flipped(self.o))
@@ -120,7 +132,8 @@ class WriteAssembler(wiring.Component):
     def _assemble(self, m, flit, valid):
         """What becomes of the write at the head of the input."""
         payload, pool, flushed = flit.payload, self._pool, self._flushed
-        source, line = Cat(payload.source_x, payload.source_y), payload.address[2:]
+        fill = payload.fill if self._fills else Const(0, 1)
+        source, line = Cat(payload.source_x, payload.source_y, fill), payload.address[2:]
         m.submodules.ways = ways = Memory(shape=Way, depth=WAYS, init=[])
         keep, look = ways.write_port(), ways.read_port(domain="comb")
         match, way = Signal(WAYS), look.data
@@ -175,9 +188,11 @@ class WriteAssembler(wiring.Component):
             o.payload.write.halves.eq(Mux(halves.any(), halves, 1)),
             o.payload.write.line.eq(Mux(complete, payload.address[2:], way.line)),
             o.payload.ack.x.eq(Mux(complete, payload.source_x, way.source[:4])),
-            o.payload.ack.y.eq(Mux(complete, payload.source_y, way.source[4:])),
+            o.payload.ack.y.eq(Mux(complete, payload.source_y, way.source[4:8])),
             o.payload.ack.words.eq(Mux(complete, words, way.words)),
         ]
+        if self._fills:
+            m.d.comb += o.payload.ack.fill.eq(Mux(complete, payload.fill, way.source[8]))
         if self._ecc:
             whole = Cat(self._mask[:32].all(), self._mask[32:].all())
             m.d.comb += o.payload.write.partial.eq(o.payload.write.halves & ~whole)

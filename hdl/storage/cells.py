@@ -12,11 +12,12 @@ NAME = "headrace_storage_cells"
 
 _TEXT = """\
 // SPDX-License-Identifier: Apache-2.0
-// Cells of a storage device. Plusargs: +storage=FILE is loaded (16-byte words, most significant
-// byte first) at the first clock edge; +storage_dump=FILE is written (least significant byte first)
-// at a rising edge of dump.
+// Cells of storage device number N. Plusargs: +storage=DIR loads DIR/storage_N.bin (16-byte words,
+// most significant byte first) at the first clock edge; +storage_dump=DIR writes DIR/storage_N.bin
+// (least significant byte first) at a rising edge of dump.
 module headrace_storage_cells(
   input clk,
+  input [7:0] number,
   input dump,
   input [@TOP@:0] read_address,
   output [127:0] read_data,
@@ -26,7 +27,7 @@ module headrace_storage_cells(
 );
   reg [127:0] cells [0:@WORDS@-1];
   reg started, dumped;
-  reg [8*512-1:0] name;
+  reg [8*512-1:0] folder, name;
   integer file, count, i;
 
   assign read_data = cells[read_address];
@@ -37,7 +38,8 @@ module headrace_storage_cells(
   end
 
   always @(posedge clk) begin
-    if (!started && $value$plusargs("storage=%s", name)) begin
+    if (!started && $value$plusargs("storage=%s", folder)) begin
+      $sformat(name, "%0s/storage_%0d.bin", folder, number);
       file = $fopen(name, "rb");
       if (file == 0) begin
         $display("headrace_storage_cells: cannot open %0s", name);
@@ -49,7 +51,8 @@ module headrace_storage_cells(
     end
     started = 1;
     if (write) cells[write_address] = write_data;
-    if (dump && !dumped && $value$plusargs("storage_dump=%s", name)) begin
+    if (dump && !dumped && $value$plusargs("storage_dump=%s", folder)) begin
+      $sformat(name, "%0s/storage_%0d.bin", folder, number);
       file = $fopen(name, "wb");
       for (i = 0; i < @WORDS@; i = i + 1) $fwrite(file, "%u", cells[i]);
       $fclose(file);
@@ -70,10 +73,10 @@ def verilog(storage: Storage) -> str:
     return text
 
 
-def instance(dump, read_address, read_data, write, write_address, write_data) -> Instance:
+def instance(number, dump, read_address, read_data, write, write_address, write_data) -> Instance:
     """The cells."""
     return Instance(
-        NAME, i_clk=ClockSignal(), i_dump=dump, i_read_address=read_address,
+        NAME, i_clk=ClockSignal(), i_number=number, i_dump=dump, i_read_address=read_address,
         o_read_data=read_data, i_write=write, i_write_address=write_address,
         i_write_data=write_data,
     )

@@ -44,7 +44,7 @@ class StorageDevice(wiring.Component):
     control: `StorageControl`. ``now``: The time, below 2**32.
     request: `StorageRequest`. ``writes``: Words of the page that is being written, in any order.
     words: Words read. ``asleep``: The oldest read is due at ``due``. ``pending``: There is one.
-    dump: A rising edge saves the cells.
+    number: Names the files of the cells. ``dump``: A rising edge saves them.
 
     Raises
     ------
@@ -64,6 +64,7 @@ class StorageDevice(wiring.Component):
                 "writes": In(stream.Signature(page_word(storage))),
                 "words": Out(stream.Signature(frame_word(storage))),
                 "asleep": Out(1), "pending": Out(1), "due": Out(TIME_BITS), "dump": In(1),
+                "number": In(8),
             }
         )
 
@@ -112,7 +113,8 @@ class StorageDevice(wiring.Component):
         top = (self._storage.pages * self._storage.page_words).bit_length() - 1
         sent, stored = words.valid & words.ready, self.writes.valid & self.writes.ready
         m.submodules.medium = cells.instance(
-            self.dump, address[:top], read_data, stored, place[:top], self.writes.payload.data)
+            self.number, self.dump, address[:top], read_data, stored, place[:top],
+            self.writes.payload.data)
         m.d.comb += [
             self.due.eq(head.payload.due),
             self.pending.eq(head.valid),

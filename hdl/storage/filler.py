@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from emu.config import Storage
 from hdl.fifo import Fifo
-from hdl.packets import DownFlit, Kind, UpFlit
+from hdl.packets import Kind, UpFlit
 from hdl.storage.packets import CACHE, FRAME_BITS, frame_word
 
 
@@ -19,7 +19,7 @@ class PageFiller(wiring.Component):
     Members
     -------
     words: From the device. ``write``: To the channel.
-    down, down_valid: A flit from the channel, perhaps for another.
+    acknowledged: How many of the words written the channel acknowledges in this cycle.
     filled: Frames whose page is complete: every later read of the channel sees it.
     idle: No page is partly written, none waits in ``filled``.
 
@@ -34,7 +34,7 @@ class PageFiller(wiring.Component):
             {
                 "words": In(stream.Signature(frame_word(storage))),
                 "write": Out(stream.Signature(UpFlit)),
-                "down": In(DownFlit), "down_valid": In(1),
+                "acknowledged": In(8),
                 "filled": Out(stream.Signature(FRAME_BITS)), "idle": Out(1),
             }
         )
@@ -44,8 +44,8 @@ class PageFiller(wiring.Component):
         size = self._storage.page_words
         m.submodules.written = written = Fifo(FRAME_BITS, 4)
         m.submodules.complete = complete = Fifo(FRAME_BITS, 4)
-        words, write, reply = self.words, self.write, self.down.reply
-        acked, gained, whole, begun = Signal(range(4 * size)), Signal(8), Signal(), Signal()
+        words, write = self.words, self.write
+        acked, whole, begun = Signal(range(4 * size)), Signal(), Signal()
         last = words.payload.index.all()
         go = Signal()
         m.d.comb += [
@@ -59,9 +59,6 @@ class PageFiller(wiring.Component):
             write.payload.source_x.eq(CACHE),
             written.i.valid.eq(words.valid & words.ready & last),
             written.i.payload.eq(words.payload.frame),
-            gained.eq(Mux(
-                self.down_valid & (reply.kind == Kind.ACK) & (reply.rect.x0 == CACHE),
-                reply.address, 0)),
             whole.eq((acked >= size) & written.o.valid & complete.i.ready),
             written.o.ready.eq(whole),
             complete.i.valid.eq(whole),
@@ -69,7 +66,7 @@ class PageFiller(wiring.Component):
             self.idle.eq(~begun & ~written.o.valid & ~complete.o.valid & ~words.valid),
         ]
         wiring.connect(m, complete.o, wiring.flipped(self.filled))
-        m.d.sync += acked.eq(acked + gained - Mux(whole, size, 0))
+        m.d.sync += acked.eq(acked + self.acknowledged - Mux(whole, size, 0))
         with m.If(words.valid & words.ready):
             m.d.sync += begun.eq(~last)
         return m

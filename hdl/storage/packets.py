@@ -34,7 +34,7 @@ StorageRequest = data.StructLayout({"write": 1, "page": PAGE_BITS, "frame": FRAM
 
 StorageControl = wiring.Signature(
     {
-        "latency": Out(20), "page_cycles": Out(15), "frames": Out(FRAME_BITS + 1),
+        "latency": Out(20), "page_cycles": Out(20), "frames": Out(FRAME_BITS + 1),
         "random": Out(1),
     }
 )

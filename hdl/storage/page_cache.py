@@ -63,13 +63,14 @@ class State(enum.Enum, shape=3):
 class PageCache(wiring.Component):
     """Tags of the pages that frames of HBM hold, a ring of frames, and one controller for all.
 
-    A table entry only names a frame; the frame's state says whether it holds that page. One client
-    holds at most one page: from the transfer of ``lookup`` to ``release``. Frames are refilled in
-    ring order, or each time from a random frame on once all are filled; the held one, pages on
-    their way and prefetched pages whose turn has not come are passed over; a lookup may replace one
-    of the latter after a fruitless turn. The turn of a page that was prefetched d pages ahead is d
-    lookups later: if it is not used then, the program went another way. A dirty page is written
-    back before its frame is refilled, and nothing else is decided meanwhile.
+    A table entry only names a frame; the frame's state says whether it holds that page. The client
+    says which frames it reads (``held``) and when it has done with one (``release``). Frames are
+    refilled in ring order, or each time from a random frame on once all are filled; held ones,
+    pages on their way and prefetched pages whose turn has not come are passed over; a lookup may
+    replace one of the latter after a fruitless turn, and waits for a word or a release if there is
+    none. The turn of a page that was prefetched d pages ahead is d lookups later: if it is not used
+    then, the program went another way. A dirty page is written back before its frame is refilled,
+    and nothing else is decided meanwhile.
 
     Latency: a lookup of a page that is there takes two cycles if the controller is idle; a
     candidate two cycles, and one for each frame passed over if it is fetched. Arrivals go before
@@ -82,7 +83,11 @@ class PageCache(wiring.Component):
     Members
     -------
     control, prefetch, exact: Registers, see `PagePointer`. ``describe``, ``region``: likewise.
-    lookup: `PageRef`; transferred when the page is there, in ``frame``. ``release``: Done with it.
+    lookup: `PageRef`; transferred when the page is there, in ``frame``.
+    victim, held: The client reads frame ``victim``, or is about to: it must not be refilled.
+    claimed: ``victim`` is about to be refilled: the client must not begin to read it now.
+    release: A frame is no longer held.
+    acknowledged: Words of fills that the channel has acknowledged in this cycle.
     peek, peek_valid, peek_reference: The client's next references.
     request, write, down: To and from the channel: `ReqFlit`, `UpFlit`, and `DownFlit`, never
         refused, those of others too.
@@ -105,11 +110,11 @@ class PageCache(wiring.Component):
                 "control": In(StorageControl), "prefetch": In(PrefetchControl), "exact": In(1),
                 "describe": In(1), "region": In(Region),
                 "lookup": In(stream.Signature(PageRef)), "frame": Out(FRAME_BITS),
-                "release": In(1),
+                "victim": Out(FRAME_BITS), "held": In(1), "claimed": Out(1), "release": In(1),
                 "peek": Out(DISTANCE_BITS), "peek_valid": In(1), "peek_reference": In(PageRef),
                 "request": Out(stream.Signature(ReqFlit)),
                 "write": Out(stream.Signature(UpFlit)),
-                "down": In(DownFlit), "down_valid": In(1),
+                "down": In(DownFlit), "down_valid": In(1), "acknowledged": In(8),
                 "storage": Out(stream.Signature(StorageRequest)),
                 "writes": Out(stream.Signature(page_word(storage))),
                 "words": In(stream.Signature(frame_word(storage))),
@@ -130,7 +135,9 @@ class PageCache(wiring.Component):
         self._reference, self._demand, self._again = Signal(PageRef), Signal(), Signal(init=1)
         self._victim, self._turned = Signal(FRAME_BITS), Signal(FRAME_BITS + 1)
         self._sweep = Signal(PAGE_BITS + 1)
-        self._held, self._holding, self._missed = Signal(FRAME_BITS), Signal(), Signal()
+        self._missed = Signal()
+        # A lookup found no frame; a frame was released since the search for one began.
+        self._stuck, self._released = Signal(), Signal()
         self._looked = Signal(TURN_BITS)
         self._random, self._filled = Signal(16, init=1), Signal(FRAME_BITS + 1)
         # No candidate finds a frame until something changes.
@@ -147,7 +154,9 @@ class PageCache(wiring.Component):
                 with m.Case(state):
                     body(m)
         with m.If(self.release):
-            m.d.sync += [self._holding.eq(0), self._full.eq(0)]
+            m.d.sync += [self._released.eq(1), self._full.eq(0), self._stuck.eq(0)]
+            with m.If(self._stuck):
+                m.d.sync += self._again.eq(1)
         self._count(m)
         return m
 
@@ -173,12 +182,13 @@ class PageCache(wiring.Component):
         connect(m, flipped(self.words), filler.words)
         connect(m, filler.write, flipped(self.write))
         connect(m, cleaner.request, flipped(self.request))
-        for part in (filler, cleaner):
-            m.d.comb += [part.down.eq(self.down), part.down_valid.eq(self.down_valid)]
+        m.d.comb += [cleaner.down.eq(self.down), cleaner.down_valid.eq(self.down_valid)]
         for name in ("exact", "describe", "region", "peek_valid", "peek_reference"):
             m.d.comb += getattr(pointer, name).eq(getattr(self, name))
         m.d.comb += [
-            self.peek.eq(pointer.peek),
+            self.peek.eq(pointer.peek), filler.acknowledged.eq(self.acknowledged),
+            self.victim.eq(self._victim),
+            self.claimed.eq((self._state == State.CLEAN) | (self._state == State.FETCH)),
             pointer.frames.eq(self.control.frames), pointer.unused.eq(self.unused),
             pointer.reference.eq(self.lookup.payload),
             self.writes.valid.eq(cleaner.word_valid), self.writes.payload.eq(cleaner.word),
@@ -228,17 +238,14 @@ class PageCache(wiring.Component):
         with m.If(self._demand):
             m.d.sync += self._missed.eq(1)
             with m.If(~self._there):
-                m.d.sync += self._state.eq(State.RING)
+                m.d.sync += [self._state.eq(State.RING), self._released.eq(0)]
             with m.Elif(seen.complete):
                 m.d.comb += [
                     self._grant.eq(1), self.lookup.ready.eq(1), self._keep.en.eq(1),
                     self._useful.eq(seen.prefetched & ~seen.used),
                     kept.used.eq(1), kept.dirty.eq(seen.dirty | self._reference.write),
                 ]
-                m.d.sync += [
-                    self._held.eq(self._seen), self._holding.eq(1), self._missed.eq(0),
-                    self._again.eq(1), self._full.eq(0),
-                ]
+                m.d.sync += [self._missed.eq(0), self._again.eq(1), self._full.eq(0)]
             with m.Else():
                 m.d.comb += self._wait.eq(~self._missed & seen.prefetched)
         with m.Elif(self._there):
@@ -252,12 +259,11 @@ class PageCache(wiring.Component):
         """The next frame that may be refilled."""
         seen, frames = self._view.data, self.control.frames
         free, spare, gone = Signal(), Signal(), Signal(TURN_BITS)
-        held = self._holding & (self._held == self._victim)
         m.d.comb += [
             spare.eq(self._demand & (self._turned >= frames)),
             # One more: while a lookup waits, it is not counted yet.
             gone.eq(self._looked - seen.turn - 2),
-            free.eq(~seen.valid | (seen.complete & ~held & (seen.used | ~gone[-1] | spare))),
+            free.eq(~seen.valid | (seen.complete & ~self.held & (seen.used | ~gone[-1] | spare))),
         ]
         with m.If(free):
             m.d.sync += self._state.eq(Mux(seen.valid & seen.dirty, State.CLEAN, State.FETCH))
@@ -266,8 +272,10 @@ class PageCache(wiring.Component):
             m.d.sync += self._turned.eq(self._turned + 1)
             urgent = self._filler.filled.valid | (self.lookup.valid & self._again)
             with m.If(self._demand & (self._turned == 2 * frames)):
-                # All frames await words: try again when one has them.
-                m.d.sync += self._state.eq(State.IDLE)
+                # All frames await words or are held: try again when one is not.
+                retry = self._released | self.release
+                m.d.sync += [
+                    self._state.eq(State.IDLE), self._again.eq(retry), self._stuck.eq(~retry)]
             with m.Elif(~self._demand & (urgent | (self._turned == frames))):
                 m.d.sync += [self._state.eq(State.IDLE), self._full.eq(~urgent)]
 
@@ -314,7 +322,11 @@ class PageCache(wiring.Component):
         self._fetched, self._evicted, self._useless = Signal(), Signal(), Signal()
         m.d.comb += [
             self.storage.valid.eq(1), self.storage.payload.page.eq(self._reference.page)]
-        with m.If(self.storage.ready):
+        with m.If(self.held):
+            # Since the ring was searched its client began to read it.
+            m.d.comb += self.storage.valid.eq(0)
+            m.d.sync += self._state.eq(State.RING)
+        with m.Elif(self.storage.ready):
             m.d.comb += [
                 self._fetched.eq(1), self._evicted.eq(seen.valid),
                 self._useless.eq(seen.valid & seen.prefetched & ~seen.used),
@@ -335,7 +347,7 @@ class PageCache(wiring.Component):
             self._keep.en.eq(1), self._keep.data.complete.eq(1), filled.ready.eq(1),
         ]
         m.d.sync += [
-            self._again.eq(1), self._full.eq(0), self._state.eq(State.IDLE)]
+            self._again.eq(1), self._full.eq(0), self._stuck.eq(0), self._state.eq(State.IDLE)]
 
     def _do_flush(self, m):
         seen = self._view.data

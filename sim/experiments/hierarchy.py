@@ -29,7 +29,7 @@ from sim.storage import run as tier
 from sim.storage.run import Play, design, play
 
 SEEDS = (1, 2, 3)
-MACHINE = ("hbm.mib=4",)
+MACHINE = ("hbm.mib=4", "storage.pages=1024")
 CHAIN = Decode(table=0, rows=0, cache=0, experts=0, expert_pages=0, chosen=0, dense=64, tokens=3)
 """Layers of weights alone: nothing to choose, so nothing to predict."""
 
@@ -59,8 +59,8 @@ def _cases(quick: bool) -> list[TierCase]:
         for text in policies:
             name, depth, threshold = (text.split() + ["32", "0"])[:3] if " " in text else (
                 text, "32", "0")
-            settings = (f"prefetch.policy={name}", f"prefetch.depth={depth}",
-                        f"prefetch.threshold={threshold}",
+            settings = (f"storage.policy={name}", f"storage.depth={depth}",
+                        f"storage.threshold={threshold}",
                         *(f"storage.{key}={value}" for key, value in sizes.items()))
             title = {"run_ahead": f"run_ahead, {depth} pages",
                      "next_layer": f"next_layer, threshold {threshold}"}.get(name, name)
@@ -110,8 +110,7 @@ def _played(case: TierCase, seed: int, progress: Progress) -> dict[str, Any]:
     config, made = load_config(case.chip, case.settings), _design()
     shape = replace(case.shape, seed=seed)
     key = hashlib.sha256(f"{SCHEMA} {asdict(shape)} {case.exact} {seed}".encode())
-    for part in (config.storage, config.prefetch):
-        key.update(part.model_dump_json().encode())
+    key.update(config.storage.model_dump_json().encode())
     for name in sorted(made.files):
         key.update(made.files[name].encode())
     for file in (model.__file__, tier.__file__):

@@ -25,7 +25,7 @@ _TEXT = """\
 // SPDX-License-Identifier: Apache-2.0
 // Stores the regions of +regions=FILE (64-bit records), then plays the references of +trace=FILE
 // (32-bit records: last of a token, 11 zeros, write, region, page) in order: looks the page up,
-// reads all of it, compares with what +storage=FILE and the writes so far say, changes the first
+// reads all of it, compares with what +storage=DIR and the writes so far say, changes the first
 // words if it writes. Then flushes. Writes +totals=FILE and to +tokens=FILE the time after each
 // token.
 module headrace_decode_player(
@@ -61,7 +61,7 @@ module headrace_decode_player(
   reg [31:0] trace [0:@MOST@-1];
   reg [63:0] regions [0:127];
   reg [127:0] expected [0:@WORDS@-1];
-  reg [8*512-1:0] name;
+  reg [8*512-1:0] name, path;
   integer file, tokens, length, count, i;
 
   localparam LOAD = 0, DESCRIBE = 1, OFFER = 2, READ = 3, WRITE = 4, SETTLE = 5, FLUSH = 6,
@@ -114,7 +114,8 @@ module headrace_decode_player(
     case (state)
       LOAD: if (start) begin
         if ($value$plusargs("storage=%s", name)) begin
-          file = $fopen(name, "rb");
+          $sformat(path, "%0s/storage_0.bin", name);
+          file = $fopen(path, "rb");
           count = $fread(expected, file);
           $fclose(file);
         end

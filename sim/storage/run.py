@@ -79,7 +79,7 @@ def play(
     """
     options = options or Play()
     _check(config, references, options.simulator)
-    number = policy_number(config.prefetch.policy)
+    number = policy_number(config.storage.policy)
     check_cache()
     made = made or design(config)
     progress("building (cached by content)")
@@ -99,7 +99,7 @@ def play(
 
 
 def _inputs(references: References, image: np.ndarray, workdir: Path) -> None:
-    (workdir / "storage").write_bytes(image[:, ::-1].tobytes())
+    (workdir / "storage_0.bin").write_bytes(image[:, ::-1].tobytes())
     records = (references.last.astype(np.int64) << 31 | references.write.astype(np.int64) << 19
                | references.region << 12 | references.page)
     (workdir / "trace").write_bytes(records.astype(">u4").tobytes())
@@ -110,14 +110,14 @@ def _inputs(references: References, image: np.ndarray, workdir: Path) -> None:
 
 
 def _simulate(config, references, options, build, number, workdir) -> int:
-    storage, prefetch = config.storage, config.prefetch
+    storage = config.storage
     made, folder = build
     registers = {
         "control__latency": storage.latency, "control__page_cycles": storage.page_cycles,
         "control__frames": storage.cache_pages,
         "control__random": int(storage.replacement == "random"), "leap": int(options.leap),
         "exact": int(options.exact), "prefetch__policy": number,
-        "prefetch__depth": prefetch.depth, "prefetch__threshold": prefetch.threshold,
+        "prefetch__depth": storage.depth, "prefetch__threshold": storage.threshold,
     }
     # Each reference fetches its page and writes one back, and as many again are useless.
     page = storage.page_cycles + 8 * storage.page_words + (0 if options.leap else storage.latency)
@@ -127,11 +127,13 @@ def _simulate(config, references, options, build, number, workdir) -> int:
         "HEADRACE_COUNTERS": json.dumps(runner.counter_paths(made, options.simulator)),
         "HEADRACE_FOUND": str(workdir / "counters"),
     }
-    names = ("storage", "storage_dump", "trace", "regions", "totals", "tokens")
+    (workdir / "dump").mkdir()
+    names = ("trace", "regions", "totals", "tokens")
     try:
         tests, failed = runner.run(
             made, folder, options.simulator, "sim.storage.bench", workdir=workdir,
-            plusargs=tuple(f"+{name}={workdir / name}" for name in names), env=env,
+            plusargs=(f"+storage={workdir}", f"+storage_dump={workdir / 'dump'}",
+                      *(f"+{name}={workdir / name}" for name in names)), env=env,
             seed=options.seed, gpi_clock=True,
         )
     except RuntimeError as error:  # it crashed, or was killed
@@ -149,7 +151,7 @@ def _measure(config, references, image, workdir, limit) -> dict[str, Any]:
     cache = {name: counters[f"tier.cache.{name}"] for name in CACHE}
     device = {name: counters[f"tier.device.{name}"] for name in DEVICE}
     ends = [int(line) for line in (workdir / "tokens").read_text().split()]
-    stored = np.frombuffer((workdir / "storage_dump").read_bytes(), np.uint8).reshape(-1, 16)
+    stored = np.fromfile(workdir / "dump" / "storage_0.bin", np.uint8).reshape(-1, 16)
     wrong = int((stored != final_image(storage, image, references)).any(axis=1).sum())
     hbm = {name.rsplit(".", 1)[1]: value for name, value in counters.items()
            if name.startswith("tier.channel.")

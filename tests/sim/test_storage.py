@@ -12,6 +12,7 @@ from sim.errors import RunError
 from sim.experiments.hierarchy import HIERARCHY, MACHINE, TierCase, _design
 from sim.storage.run import Play, conserved, play
 
+POLICY = ("storage.policy", "storage.depth", "storage.threshold")
 SHAPE = Decode(layers=2, dense=5, cache=1, experts=4, expert_pages=2, chosen=2, table=8, rows=2,
                tokens=3, seed=4)
 
@@ -20,7 +21,7 @@ def machine(policy="demand", **storage):
     """A small cache before quick storage, or what ``storage`` says."""
     sizes = {"latency": 2000, "cache_pages": 12, **storage}
     return load_config("base", [
-        *MACHINE, f"prefetch.policy={policy}", "prefetch.depth=8",
+        *MACHINE, f"storage.policy={policy}", "storage.depth=8",
         *(f"storage.{name}={value}" for name, value in sizes.items())])
 
 
@@ -116,7 +117,7 @@ def test_what_does_not_fit_is_refused_before_a_build():
     with pytest.raises(UserError, match="references: must be at most 65536"):
         play(load_config("base", []), decode(replace(SHAPE, tokens=4000)))
     with pytest.raises(UserError, match="prefetch policy 'psychic': not one of"):
-        play(load_config("base", ["prefetch.policy=psychic"]), decode(SHAPE))
+        play(load_config("base", ["storage.policy=psychic"]), decode(SHAPE))
 
 
 def test_the_study_has_one_baseline_a_group_and_equal_resources():
@@ -127,5 +128,6 @@ def test_the_study_has_one_baseline_a_group_and_equal_resources():
         for cases in groups.values():
             assert sum(case.is_baseline for case in cases) == 1
             assert len({case.name for case in cases}) == len(cases)
-            assert len({(case.shape, case.seeds, *(s for s in case.settings if "prefetch" not in s))
+            assert len({(case.shape, case.seeds, *(s for s in case.settings
+                                                 if s.split("=")[0] not in POLICY))
                         for case in cases}) == 1
