@@ -2,16 +2,16 @@
 """The whole machine: tiles, mesh links, HBM pseudo-channels on the north and south edges."""
 
 from amaranth.hdl import Cat, Const, Module
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from emu.config import Config
 from hdl.hbm.channel import HbmChannel
 from hdl.hbm.packets import LINE_BITS
 from hdl.macro import Macro, plain, plain_signature
-from hdl.packets import DownFlit, ReqFlit, UpFlit
 from hdl.ports import PrefetchControl
 from hdl.sequencer.sequencer import STEP_BITS
+from hdl.storage.pager import PagerControl
 from hdl.tile import PLANES, Tile, tile_signature
 
 TOP = "headrace"
@@ -37,8 +37,7 @@ class Chip(wiring.Component):
     edge_first: First line of every channel that the scratchpad at the edge keeps, only with
         ``hbm.edge_kib``.
     status: Eight bits per tile, see `hdl.tile.Tile`.
-    storage_req, storage_up, storage_down, storage_up_in: The storage port on the west edge of
-        row 0, only when ``storage.enabled``.
+    pager: `hdl.storage.pager.PagerControl` of all channels, only with ``storage.enabled``.
     """
 
     def __init__(self, config: Config):
@@ -53,12 +52,7 @@ class Chip(wiring.Component):
         if config.hbm.edge_kib:
             members["edge_first"] = In(LINE_BITS)
         if config.storage.enabled:
-            members |= {
-                "storage_req": Out(stream.Signature(ReqFlit)),
-                "storage_up": Out(stream.Signature(UpFlit)),
-                "storage_down": In(stream.Signature(DownFlit)),
-                "storage_up_in": In(stream.Signature(UpFlit)),
-            }
+            members["pager"] = In(PagerControl)
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -66,8 +60,6 @@ class Chip(wiring.Component):
         tiles = self._tiles(m)
         self._links(tiles)
         channels = self._channels(m, tiles)
-        if self._config.storage.enabled:
-            self._storage(m, tiles[0, 0])
         m.d.comb += [
             self.done_tiles.eq(Cat(tile.done for tile in tiles.values())),
             self.error_tiles.eq(Cat(tile.error for tile in tiles.values())),
@@ -118,11 +110,7 @@ class Chip(wiring.Component):
             m.d.comb += [channel.channel.eq(number), channel.dump.eq(self.dump)]
             if config.hbm.edge_kib:
                 m.d.comb += channel.edge_first.eq(self.edge_first)
+            if config.storage.enabled:
+                connect(m, wiring.flipped(self.pager), channel.pager)
             channels.append(channel)
         return channels
-
-    def _storage(self, m, tile):
-        connect(m, tile.req_out_west, wiring.flipped(self.storage_req))
-        connect(m, tile.up_out_west, wiring.flipped(self.storage_up))
-        connect(m, wiring.flipped(self.storage_down), tile.down_in_west)
-        connect(m, wiring.flipped(self.storage_up_in), tile.up_in_west)

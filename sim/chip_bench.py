@@ -48,6 +48,21 @@ async def _watch_steps(dut, steps: list[int], begin: float) -> None:
         steps.append(int(get_sim_time("ns") - begin) // PERIOD_NS)
 
 
+async def _set_pagers(dut, pager: dict) -> None:
+    """Registers, then regions, each for as long as it takes to be stored; then tags are cleared."""
+    for name, value in pager["registers"].items():
+        getattr(dut, f"pager__{name}").value = value
+    dut.pager__describe.value = 0
+    await ClockCycles(dut.clk, pager["settle_cycles"])
+    for region, cycles in pager["regions"]:
+        await FallingEdge(dut.clk)
+        dut.pager__region.value = region
+        dut.pager__describe.value = 1
+        await FallingEdge(dut.clk)
+        dut.pager__describe.value = 0
+        await ClockCycles(dut.clk, cycles)
+
+
 @cocotb.test
 async def workload(dut):
     """Run one job; the outcome is ``done``, ``error`` or ``limit``."""
@@ -66,6 +81,8 @@ async def workload(dut):
     await FallingEdge(dut.clk)
     dut.rst.value = 0
     await ClockCycles(dut.clk, 1)
+    if job.get("pager"):
+        await _set_pagers(dut, job["pager"])
     begin, wall = get_sim_time("ns"), time.perf_counter()
     await FallingEdge(dut.clk)
     dut.start.value = 1

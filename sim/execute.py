@@ -36,10 +36,10 @@ from emu.network.workloads import load_network
 from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
 from hdl.verilog import Design, generate
-from sim import doctor, runner, sampler
-from sim.errors import RunError
+from sim import doctor, paging, runner, sampler
+from sim.errors import ConservationError, RunError
 from sim.files import check_cache, check_writable, npz, write
-from sim.measure import ConservationError, measure
+from sim.measure import measure
 from sim.waves import Waves
 
 SCHEMA = 1
@@ -74,10 +74,13 @@ def hardware_key(config: Config) -> Config:
         "resident": True, "resident_kib": 0, "pinned_kib": 0})
     core = config.core.model_copy(update={"packed_weights": True})
     hbm = config.hbm.model_copy(update={"sum_rows": min(config.hbm.sum_rows, 1)})
-    return config.model_copy(update={"name": "chip", "prefetch": prefetch, "mesh": mesh,
-                                     "scratchpad": scratchpad, "core": core, "hbm": hbm,
-                                     "mapping": type(config.mapping)(),
-                                     "clock": type(config.clock)()})
+    shape = {name: getattr(config.storage, name)
+             for name in ("enabled", "page_kib", "pages", "queue")}
+    storage = type(config.storage)(**shape) if shape["enabled"] else type(config.storage)()
+    return config.model_copy(update={
+        "name": "chip", "storage": storage, "prefetch": prefetch, "mesh": mesh,
+        "scratchpad": scratchpad, "core": core, "hbm": hbm, "mapping": type(config.mapping)(),
+        "clock": type(config.clock)()})
 
 
 def design_key(config: Config) -> str:
@@ -141,13 +144,15 @@ def _simulate(
             "threshold": config.prefetch.threshold,
             "cycle_limit": limit,
             "edge_first": program.constants_line if config.hbm.edge_kib else None,
+            "pager": paging.registers(program) if program.paging else None,
             "counters": runner.counter_paths(design, options.simulator, wave_format),
             "result": str(workdir / "result.json"),
             "profile": options.profile,
             "sampler": str(sampler.compile_into(folder)) if options.profile else None,
         }
         (workdir / "job.json").write_text(json.dumps(job))
-        plusargs = (f"+images={images}", f"+dump={dumps}", f"+dump_words={program.dump_words}")
+        plusargs = (f"+images={images}", f"+storage={images}", f"+dump={dumps}",
+                    f"+dump_words={program.dump_words}")
         progress("simulating")
         try:
             tests, failures = runner.run(
@@ -258,6 +263,7 @@ def _prepare(
     settings = list(settings)
     config = load_config(chip, settings)
     policy_number(config.prefetch.policy)
+    policy_number(config.storage.policy)
     registered_logic()
     if options.seed < 0:
         raise UserError(f"seed {options.seed}: must not be negative")

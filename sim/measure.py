@@ -12,6 +12,8 @@ from typing import Any
 from emu.compiler import Program
 from emu.config import WORD_BYTES, Config
 from hdl.packets import ReqFlit
+from sim import paging
+from sim.errors import ConservationError
 
 REQ_BYTES = -(-ReqFlit.size // 8)
 """Bytes of a read request on a `req` link: the narrow plane is charged its header."""
@@ -30,10 +32,6 @@ STALLS = {
     "outstanding": r"network\..*stall_outstanding",
 }
 """Cause -> counters, summed over tiles, in cycles of one tile."""
-
-
-class ConservationError(Exception):
-    """Bytes were lost, made or counted wrongly: the result would be worthless."""
 
 
 class Counters:
@@ -75,7 +73,9 @@ def _of_tiles(counters: Counters, config: Config, pattern: str) -> list[int]:
             for y in range(config.mesh.rows) for x in range(config.mesh.cols)]
 
 
-def moved_bytes(counters: Counters, edge: bool = False) -> dict[str, int]:
+def moved_bytes(
+    counters: Counters, edge: bool = False, storage: bool = False
+) -> dict[str, int]:
     """Bytes at every boundary."""
     links = {
         plane: counters.total(rf"router_{plane}\..*flits_(?:north|south|west|east)") * size
@@ -93,6 +93,8 @@ def moved_bytes(counters: Counters, edge: bool = False) -> dict[str, int]:
     if edge:  # what the scratchpad at the edge answers never was in HBM's data path
         moved["edge_read"] = counters.total(r"hbm_\d+\..*edge_words") * WORD_BYTES
         moved["hbm_read"] -= moved["edge_read"]
+    if storage:
+        moved |= paging.moved_bytes(counters)
     moved["mesh_link"] = sum(links.values())
     return moved | {f"mesh_link_{plane}": value for plane, value in links.items()}
 
@@ -164,8 +166,9 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
     """
     config: Config = program.config
     counters, cycles = Counters(simulated["counters"]), simulated["cycles"]
-    moved = moved_bytes(counters, bool(config.hbm.edge_kib))
+    moved = moved_bytes(counters, bool(config.hbm.edge_kib), config.storage.enabled)
     check_conservation(counters, moved, program.compulsory_bytes, config.mesh.tiles)
+    storage = paging.measure(config, counters) if config.storage.enabled else None
     peak = config.hbm.channels * WORD_BYTES * cycles
     macs = config.mesh.tiles * config.core.macs * cycles
     prefetched = counters.total(r"blocks\.table\.prefetched_blocks")
@@ -185,7 +188,8 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
         "bytes": moved,
         "compulsory_bytes": dict(program.compulsory_bytes),
         "mac_utilisation": program.macs / macs,
-        "hbm_utilisation": (moved["hbm_read"] + moved["hbm_write"]) / peak,
+        "hbm_utilisation": (moved["hbm_read"] + moved["hbm_write"] + moved.get("hbm_fill", 0))
+        / peak,
         "roofline": roofline,
         "roofline_fraction": max(roofline.values()) / cycles,
         "layers": _layers(program, simulated["step_begins"], cycles),
@@ -193,6 +197,7 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
         "prefetch": {
             "useful": useful, "late": used - useful, "useless": prefetched - used,
         },
+        **({"storage": storage} if storage else {}),
         "counters": dict(simulated["counters"]),
         "host": {
             "build_seconds": simulated["build_seconds"],

@@ -36,6 +36,14 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     head.add_row("MAC utilisation", _percent(result["mac_utilisation"]))
     head.add_row("HBM utilisation", _percent(result["hbm_utilisation"]))
     head.add_row("prefetch", ", ".join(f"{k} {v:,}" for k, v in result["prefetch"].items()))
+    if "storage" in result:
+        pages = result["storage"]
+        head.add_row("pages from storage", ", ".join(
+            f"{name.replace('_', ' ')} {pages[name]:,}" for name in (
+                "demand_fetches", "prefetches", "useful", "late", "useless", "fills", "under_way",
+                "evictions", "write_backs")))
+        head.add_row("reads waited for a page", f"{pages['miss_cycles']:,} channel cycles, others "
+                     f"behind them {pages['blocked_cycles']:,}")
     if "qdq" in verified:
         head.add_row("against the QDQ model", f"{verified['qdq']['mismatches']:,} of "
                      f"{verified['qdq']['outputs']:,} outputs differ, by "

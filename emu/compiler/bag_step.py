@@ -139,7 +139,7 @@ def place_tables(memory: Memory, layer: BagsLayer) -> list[Table]:
     for k in range(len(layer.tables)):
         if k not in found:
             rows = _rows(layer, k).reshape(-1, WORD_BYTES)
-            base = memory.allocate(len(rows), f"table {k} of {layer.name}")
+            base = memory.allocate(len(rows), f"table {k} of {layer.name}", scattered=True)
             memory.put(base, rows)
             found[k] = Table((base,), words)
     return [found[k] for k in range(len(layer.tables))]
@@ -170,7 +170,8 @@ def _place_near(memory: Memory, layer: BagsLayer, near: list[int]) -> dict[int, 
                 rows = len(layer.tables[k]) * size
                 used[channel] = place + -(-rows // SEGMENT_WORDS) * SEGMENT_WORDS
     line = channels * SEGMENT_WORDS
-    area = memory.allocate(max(used) * channels, f"tables of {layer.name}", line) // channels
+    area = memory.allocate(max(used) * channels, f"tables of {layer.name}", line,
+                           scattered=True) // channels
     found: dict[int, Table] = {}
     for k, slices, first, place in chosen:
         whole, size = _rows(layer, k), words // slices

@@ -87,7 +87,7 @@ def place_experts(
     near = near_channels(config, where, dict.fromkeys(where, 1))
     what = f"weights of {layer.name}"
     if near is None:
-        area = memory.allocate(size * len(work), what)
+        area = memory.allocate(size * len(work), what)  # tile by tile: experts are not apart
         bases = {tile: area + number * size for number, tile in where.items()}
     else:
         members = {c: [k for k in where if near[k] == c] for c in range(config.hbm.channels)}
@@ -96,7 +96,8 @@ def place_experts(
         sets = 1 << config.stripe_bits if striped else fullest
         line = config.hbm.channels * SEGMENT_WORDS * (sets if striped else 1)
         first = memory.allocate(
-            -(-size * sets * config.hbm.channels // line) * line, what, line
+            -(-size * sets * config.hbm.channels // line) * line, what, line,
+            parts=len(tiles), used=min(len(tiles), layer.target.shape[3])
         ) // config.hbm.channels
         bases = {
             where[k]: direct_address(config, channel, first // sets, rank) if striped

@@ -5,6 +5,7 @@ The global image is an array of words ``uint8[words, 16]``; `to_channels` splits
 `emu.config.channel_of` does, `from_channels` is its inverse.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,18 +129,55 @@ class Tensor:
         return values.view(np.int8) if self.is_signed else values
 
 
+@dataclass(frozen=True)
+class Area:
+    """``words`` allocated from global word ``base`` on.
+
+    parts: Equal parts, one behind the other in every pseudo-channel, of which a pass uses ``used``.
+    scattered: A table of which single rows are used.
+    """
+
+    base: int
+    words: int
+    parts: int = 1
+    used: int = 1
+    scattered: bool = False
+
+
 @dataclass
 class Memory:
-    """A bump allocator over global HBM words that also collects initial contents."""
+    """A bump allocator over global HBM words that also collects initial contents.
+
+    areas: What was allocated, in order. ``uses``: Of every layer, in order of execution, the areas
+        that it reads, by number: what was allocated before `begin_layer` is of none.
+    """
 
     config: Config
     used: int = 0
     pieces: list[tuple[NDArray[np.int64] | int, Bytes]] = field(default_factory=list)
     shared: dict[Any, Any] = field(default_factory=dict)
-    """Where data of several layers lie."""
+    """Where data of several layers lie, see `once`."""
+    areas: list[Area] = field(default_factory=list)
+    uses: list[list[int]] = field(default_factory=list)
 
-    def allocate(self, words: int, what: str, align: int = SEGMENT_WORDS) -> int:
-        """First word of a new area.
+    def begin_layer(self) -> None:
+        """What is allocated from here on, the next layer reads."""
+        self.uses.append([])
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns; layers with the same key share what it allocates."""
+        if key not in self.shared:
+            first = len(self.areas)
+            made = make()
+            self.shared[key] = made, range(first, len(self.areas))
+        else:
+            made, areas = self.shared[key]
+            self.uses[-1] += areas
+        return made
+
+    def allocate(self, words: int, what: str, align: int = SEGMENT_WORDS, *, parts: int = 1,
+                 used: int = 1, scattered: bool = False) -> int:
+        """First word of a new area, see `Area`.
 
         Raises
         ------
@@ -154,6 +192,9 @@ class Memory:
                 f"no room in HBM for {what}: {need / 2**20:.1f} MiB needed, {have / 2**20:.1f} MiB "
                 f"there, {(need - have) / 2**20:.1f} MiB too many: raise hbm.mib or hbm.channels"
             )
+        if self.uses:
+            self.uses[-1].append(len(self.areas))
+        self.areas.append(Area(base, words, parts, used, scattered))
         return base
 
     def put(self, address: NDArray[np.int64] | int, words: Bytes) -> None:

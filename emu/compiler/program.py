@@ -44,6 +44,7 @@ from emu.compiler.images import (
     weight_tiles,
 )
 from emu.compiler.mapping import single, tile_groups
+from emu.compiler.paging import Paging, plan_paging
 from emu.compiler.pinning import Pins, pin
 from emu.compiler.pipeline import PipelineEmitter, plan_pipeline
 from emu.compiler.placed_experts import plan_placed_experts
@@ -115,6 +116,7 @@ class Program:
     network: what was compiled, if it has graph tensors; else inputs and outputs go by layer tensor.
     dump_words: words per channel that hold everything `outputs` reads.
     constants: First word behind the activations: from there on HBM is only read.
+    paging: Where constants lie in storage, with ``storage.enabled``.
     pinned_bytes: Of weights that are loaded once, at the start, for all steps that use them.
     """
 
@@ -132,6 +134,7 @@ class Program:
     network: Network | None = None
     pinned_bytes: int = 0
     constants: int = 0
+    paging: Paging | None = None
 
     @property
     def constants_line(self) -> int:
@@ -179,7 +182,14 @@ class Program:
 
     @property
     def cycle_limit(self) -> int:
-        return int(20 * self.roofline_cycles) + 100_000
+        limit = int(20 * self.roofline_cycles) + 100_000
+        if self.paging:
+            storage = self.config.storage
+            page = storage.latency + storage.shared_page_cycles(self.config.hbm.channels)
+            words = self.config.hbm.channels * storage.page_words
+            # Every channel fetches each page it is asked for, some more than once.
+            limit += 4 * page * (self.paging.pages + sum(self.step_reads) // words)
+        return limit
 
     @property
     def dump_words(self) -> int:
@@ -237,8 +247,16 @@ class Program:
         }
 
     def write_images(self, image: list[Bytes], folder: Path) -> None:
-        """``channel_N.bin`` as the DRAM array loads them: words most significant byte first."""
+        """``channel_N.bin`` as the DRAM array loads them: words most significant byte first.
+
+        With ``storage.enabled`` the constants are in ``storage_N.bin`` and no longer there.
+        """
         for channel, words in enumerate(image):
+            if self.paging:
+                first, last = 4 * self.paging.first, 4 * self.paging.last
+                words[first:last, ::-1].tofile(folder / f"storage_{channel}.bin")
+                words = words.copy()
+                words[first:last] = 0
             np.ascontiguousarray(words[:, ::-1]).tofile(folder / f"channel_{channel}.bin")
 
     def read_dump(self, folder: Path) -> list[Bytes]:
@@ -319,7 +337,10 @@ def compile_network(
         emitter = Emitter(config, steps, pins, plan_ahead(config, steps))
     again = set(pins.bases) - pins.first
     streams = emitter.emit()
+    paging = plan_paging(config, memory, constants) if config.storage.enabled else None
     _place_streams(memory, config, streams)
+    if paging:
+        paging = paging.beside(config, memory.used)
     rooflines = tuple(
         step.roofline(config) if isinstance(step, UnitStep)
         else step_roofline(config, step, macs[step.layer.name], k in again)
@@ -341,7 +362,7 @@ def compile_network(
         input_names=tuple(t for t in tensors if t not in produced),
         output_names=tuple(t for t in tensors if t in wanted),
         rooflines=rooflines, plans=plans, step_reads=step_reads,
-        pinned_bytes=WORD_BYTES * pins.initial_words, constants=constants,
+        pinned_bytes=WORD_BYTES * pins.initial_words, constants=constants, paging=paging,
         layer_names=tuple(layer.name for layer in layers),
         memories=_memories(layers, choices, tensors, blocks, wanted, parts, viewed,
                            pipeline.memory if pipeline else None),
@@ -436,6 +457,7 @@ def _steps(
     limit = min((plan.frames_base for each in choices.values() for plan in each.plans),
                 default=config.scratchpad.free_words)
     for index, layer in enumerate(layers):
+        memory.begin_layer()
         if isinstance(layer, ConvLayer):
             choice = choices[index]
             by_layer[index] = [
@@ -474,10 +496,9 @@ def _experts(
     key = ("experts", id(layer.weights), id(layer.bias), id(layer.scale), id(layer.table))
     placed = memory.config.mapping.experts == "placed"
     work = owners(memory.config, layer) if placed else None
-    if key not in memory.shared:
-        base = _constants(memory, layer, expert_words(layer))
-        memory.shared[key] = base, place_experts(memory, layer, slices(work) if work else None)
-    base, weights = memory.shared[key]
+    base, weights = memory.once(key, lambda: (
+        _constants(memory, layer, expert_words(layer)),
+        place_experts(memory, layer, slices(work) if work else None)))
     if work:
         return plan_placed_experts(memory.config, layer, tensors, limit, base, weights, work)
     if not is_batch(layer):
@@ -494,7 +515,8 @@ def _constants(memory: Memory, layer: Layer, words: Bytes) -> int:
     """First HBM word of a layer's tables, laid out; 0 if there are none."""
     if not len(words):
         return 0
-    base = memory.allocate(len(words), f"the tables of {layer.name}")
+    base = memory.allocate(len(words), f"the tables of {layer.name}",
+                           scattered=isinstance(layer, GatherLayer))
     memory.put(base, words)
     return base
 
@@ -671,8 +693,13 @@ def _laid_out(
     arrays = (layer.weights, layer.bias, layer.scale, residual, layer.table)
     key = (*map(id, arrays), plan.split, plan.groups, plan.mode, plan.batch, plan.parts, cuts,
            plan.share_weights, plan.chunk_pixels, plan.tail)
-    if key in memory.shared:
-        return memory.shared[key]
+    return memory.once(key, lambda: _lay_out(memory, layer, plan, weights))
+
+
+def _lay_out(
+    memory: Memory, layer: ConvLayer, plan: Plan, weights: Mapping[int, Weights]
+) -> tuple[dict[int, int], dict[int, int], int]:
+    """As `_laid_out`, of what no layer before has."""
     params: dict[int, int] = {}
     tables: list[Bytes] = []
     if layer.residual:
@@ -688,8 +715,7 @@ def _laid_out(
     bases, stride = _weight_area(memory, layer, plan, weights)
     for c in weights:
         _put_weights(memory, layer, plan, weights[c], c, bases[c], stride)
-    memory.shared[key] = params, bases, stride
-    return memory.shared[key]
+    return params, bases, stride
 
 
 def _weight_area(

@@ -234,19 +234,16 @@ PLANES = {
 def plane_router(plane: str, config: Config) -> Router:
     """Router of ``plane`` (``"req"``, ``"up"`` or ``"down"``) in ``config``'s machine.
 
-    HBM channels take from `req` and `up` and send into `down` on the north and south sides; with
-    ``storage.enabled`` the storage port takes from `req` and `up` and sends into `up` and `down`
-    on the west side.
+    HBM channels take from `req` and `up` and send into `down` on the north and south sides.
     """
     flit, order, core_input, core_output = PLANES[plane]
-    storage = ("west",) if config.storage.enabled else ()
-    edges = {"req": (), "up": storage, "down": ("north", "south", *storage)}[plane]
-    exits = {"req": ("north", "south", *storage), "up": ("north", "south", *storage), "down": ()}
+    edges = ("north", "south") if plane == "down" else ()
+    exits = () if plane == "down" else ("north", "south")
     mesh = config.mesh
     return Router(
         flit, order, cols=mesh.cols, rows=mesh.rows, depth=mesh.buffer_depth,
         core_input=core_input, core_output=core_output,
-        edges=edges, exits=exits[plane],
+        edges=edges, exits=exits,
         # Weights are for traffic between cores; what `req` and `down` carry the channels limit.
         arbiter=mesh.arbiter if plane == "up" or mesh.arbiter != "weighted" else "round_robin",
     )

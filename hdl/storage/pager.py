@@ -29,18 +29,20 @@ from hdl.storage.translation import FramePins, RecentPages, RegionMap
 PagerControl = wiring.Signature(
     {
         "storage": Out(StorageControl), "prefetch": Out(PrefetchControl),
-        "first": Out(LINE_BITS), "base": Out(LINE_BITS), "describe": Out(1), "region": Out(Region),
+        "first": Out(LINE_BITS), "last": Out(LINE_BITS), "base": Out(LINE_BITS),
+        "describe": Out(1), "region": Out(Region),
     }
 )
-"""A pager's registers. ``first``: the line of the channel that the device's first word stands for.
-``base``: where frame 0 lies, in pages from the channel's first word on. ``describe``, ``region``:
-store a region; the next may follow after as many cycles as it has pages, and two."""
+"""A pager's registers. ``first``, ``last``: lines of the channel that the device holds, the second
+beyond its end. ``base``: where frame 0 lies, in pages from the channel's first word on.
+``describe``, ``region``: store a region; the next may follow after as many cycles as it has pages,
+and two."""
 
 
 class Pager(wiring.Component):
-    """Translates reads from line ``first`` on to reads of the frame that holds their page.
+    """Translates reads of lines ``first`` to ``last`` to reads of the frame that holds their page.
 
-    Reads below go through. A read whose page was lately looked up goes through as well; any other
+    Other reads go through. A read whose page was lately looked up goes through as well; any other
     waits until the page cache has the page, and meanwhile those that need not wait pass it, but no
     second one that does. A frame is refilled only when the last word of every read from it has been
     read: the channel lets later writes overtake earlier reads.
@@ -119,12 +121,15 @@ class Pager(wiring.Component):
                 cache.write.payload.address + (control.base << index)),
         ]
 
+    def _is_constant(self, line):
+        return (line >= self.control.first) & (line < self.control.last)
+
     def _place(self, m, address, name):
         """(is a constant, page, place in it, lies beyond the device) of a word of the channel."""
         index = index_bits(self._storage)
         paged, offset = Signal(name=f"{name}_paged"), Signal(len(address), name=f"{name}_offset")
         pages = self._storage.pages
-        m.d.comb += [paged.eq(address[2:] >= self.control.first),
+        m.d.comb += [paged.eq(self._is_constant(address[2:])),
                      offset.eq(address - (self.control.first << 2))]
         page = offset[index:]
         return paged, page[:PAGE_BITS], offset[:index], page >= pages
@@ -177,7 +182,7 @@ class Pager(wiring.Component):
                 late.index.eq(index),
             ]
         with m.If((head.valid & paged & beyond)
-                  | (self.store & (self.store_line >= self.control.first))):
+                  | (self.store & self._is_constant(self.store_line))):
             m.d.sync += self.error.eq(1)
         count(m, "direct_reads", sent & ~self.paged)
         count(m, "paged_reads", sent & self.paged)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a mesh plane ought to do: ports, random flits, receivers, links of a multicast tree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,13 +29,12 @@ class Case:
     order: str = ""
     arbiter: Literal["round_robin", "age"] = "round_robin"
     depth: int = 4
-    settings: dict = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
         mesh = MeshConfig(cols=self.cols, rows=self.rows, arbiter=self.arbiter,
                           buffer_depth=self.depth)
-        return Config(mesh=mesh, hbm=Hbm(channels=1), **self.settings)
+        return Config(mesh=mesh, hbm=Hbm(channels=1))
 
     def router(self) -> Router:
         if not self.order:

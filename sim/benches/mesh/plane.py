@@ -16,8 +16,8 @@ from sim.streams import Sink, Source
 
 CASES = {
     "req_4x4": Case("req", 4, 4),
-    "up_4x4": Case("up", 4, 4, settings={"storage": {"enabled": True}}),
-    "down_4x4": Case("down", 4, 4, settings={"storage": {"enabled": True}}),
+    "up_4x4": Case("up", 4, 4),
+    "down_4x4": Case("down", 4, 4),
     "x_first_3x5": Case("general", 3, 5, "x_first", depth=3),
     "y_first_3x5": Case("general", 3, 5, "y_first", "age"),
     "x_first_1x4": Case("general", 1, 4, "x_first", "age"),

@@ -24,6 +24,7 @@ STORAGE = Storage(page_kib=1, pages=64, queue=8)
 WORDS = STORAGE.page_words
 FIRST, BASE = 100, 7
 """Line of the channel at which constants begin, and page at which frames do."""
+LAST = FIRST + (STORAGE.pages + 1) * WORDS // 4
 SETTLE = 4200
 WHOLE = (Span(first=0, pages=STORAGE.pages),)
 VARIANTS = {"64 pages": lambda: Pager(STORAGE)}
@@ -102,7 +103,8 @@ class Bench:
         self.source = Source(dut, "request", ReqFlit, p_idle=p_idle, rng=self.rng)
         self.registers = {
             "storage__latency": latency, "storage__page_cycles": WORDS,
-            "storage__frames": frames, "storage__random": 0, "first": FIRST, "base": BASE,
+            "storage__frames": frames, "storage__random": 0,
+            "first": FIRST, "last": LAST, "base": BASE,
             "prefetch__policy": policy_number(policy), "prefetch__depth": 4,
             "prefetch__threshold": 0, "describe": 0, "region": 0,
         }
