@@ -102,6 +102,7 @@ def _unused_ports(config: Config) -> str:
     """Connections of the ports that the testbench has no use for."""
     used = {"start", "dump", "done", "error"}
     return "".join(
+        # Pagers are told of no constants in storage: `last` is 0 too.
         f",\n    .{port['name']}({port['width']}'d0)" if port["direction"] == "in"
         else f",\n    .{port['name']}()"
         for port in _ports(config)

@@ -289,7 +289,7 @@ def experiment_table(study: Mapping[str, Any]) -> Table:
             table.add_section()
             table.add_row(f"[bold]{group}[/bold]")
         moved, before = (
-            sum(r["traffic_bytes"][f"{outer}_{way}"] for way in ("read", "write"))
+            sum(r["traffic_bytes"].get(f"{outer}_{way}", 0) for way in ("read", "write"))
             for r in (row, base)
         )
         table.add_row(

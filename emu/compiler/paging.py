@@ -123,11 +123,21 @@ def _chained(
     found: list[Region], owned: dict[int, range], memory: Memory
 ) -> tuple[Region, ...]:
     """Every region's child: what most often follows it in the program, whose end its beginning
-    follows."""
+    follows. A page of small tables that several layers read is nobody's child: who came by it
+    would go on at one of them, and mostly at the wrong one."""
     order = [region for used in memory.uses for area in used for region in owned[area]]
-    follows: dict[int, Counter[int]] = {}
-    for one, two in zip(order, [*order[1:], order[0]], strict=True):
-        if one != two:
-            follows.setdefault(one, Counter())[two] += 1
+    all_of_them = _followers(order)
+    tables = {region for region, after in all_of_them.items()
+              if len(after) > 1 and found[region].pages == 1}
+    follows = all_of_them | _followers([region for region in order if region not in tables])
     return tuple(replace(region, child=follows[i].most_common(1)[0][0] if i in follows else i)
                  for i, region in enumerate(found))
+
+
+def _followers(order: list[int]) -> dict[int, Counter[int]]:
+    """How often what follows each, without itself."""
+    found: dict[int, Counter[int]] = {}
+    for one, two in zip(order, [*order[1:], *order[:1]], strict=True):
+        if one != two:
+            found.setdefault(one, Counter())[two] += 1
+    return found

@@ -89,7 +89,8 @@ def modelled_energy(result: Mapping[str, Any], macs: int) -> dict[str, float]:
         "mac": macs,
         "scratchpad_word": (moved["scratchpad_read"] + moved["scratchpad_write"]) / 16,
         "hbm_activate": counters.total(r"hbm_\d+\.(?:.*\.)?activates"),
-        "hbm_bit": 8 * (moved["hbm_read"] + moved["hbm_write"]),
+        "hbm_bit": 8 * (moved["hbm_read"] + moved["hbm_write"] + moved.get("hbm_fill", 0)),
+        "storage_bit": 8 * (moved.get("storage_read", 0) + moved.get("storage_write", 0)),
         "mesh_link_bit": 8 * moved["mesh_link"],
     }
     hbm = result["chip"]["hbm"]
@@ -140,13 +141,14 @@ def _key(case: Case) -> tuple[str, Any]:
     key.update(program.words.tobytes())
     for values in (network.given or {}).values():
         key.update(values.tobytes())
-    key.update(config.prefetch.model_dump_json().encode())
+    key.update((config.prefetch.model_dump_json() + config.storage.model_dump_json()).encode())
     key.update(f"{SCHEMA} {case.workload} {Path(__file__).read_text()}".encode())
     key.update(Path(__file__).with_name("energy.toml").read_bytes())
     return key.hexdigest()[:24], program
 
 
-def _row(case: Case, progress: Progress) -> dict[str, Any]:
+def chip_row(case: Case, progress: Progress) -> dict[str, Any]:
+    """The row of a case that the chip runs."""
     key, program = _key(case)
     file = runner.cache_home() / "experiments" / f"{key}.json"
     if file.exists():
@@ -174,6 +176,7 @@ def _row(case: Case, progress: Progress) -> dict[str, Any]:
                   "passes": array_passes(counters, program.config)},
         "dram": dram(result["counters"]),
         "arrays": arrays(result["counters"], program.config.mesh.tiles, result["cycles"]),
+        **({"pages": result["storage"]} if program.paging else {}),
         "energy_pj": modelled_energy(result, program.macs),
         "verified": {name: result["verified"][name] for name in ("outputs", "mismatches")},
     }
@@ -225,7 +228,7 @@ def experiment(
 
 def row_of(study: Experiment, case: Case, progress: Progress) -> dict[str, Any]:
     """The row of one of its cases: kept, or made."""
-    return (study.row or _row)(case, progress)
+    return (study.row or chip_row)(case, progress)
 
 
 def compared(rows: Sequence[Mapping[str, Any]], measure: Callable[[Mapping[str, Any]], float]):

@@ -15,12 +15,14 @@ from emu.config import load_config
 from emu.storage import Decode, decode, fewest_fills
 from hdl.verilog import Design
 from sim import runner
+from sim.experiments import paged
 from sim.experiments.framework import (
     LEVELS,
     SCHEMA,
     Case,
     Experiment,
     Progress,
+    chip_row,
     coefficients,
     compared,
 )
@@ -48,7 +50,11 @@ def _design() -> Design:
     return design(load_config("base", MACHINE))
 
 
-def _cases(quick: bool) -> list[TierCase]:
+def _cases(quick: bool) -> list[Case]:
+    return [*_tier_cases(quick), *paged.cases(quick)]
+
+
+def _tier_cases(quick: bool) -> list[TierCase]:
     found: list[TierCase] = []
     shape = replace(Decode(), layers=3, tokens=1) if quick else replace(Decode(), tokens=3)
     seeds = (1,) if quick else SEEDS
@@ -127,7 +133,12 @@ def _played(case: TierCase, seed: int, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def _row(case: TierCase, progress: Progress) -> dict[str, Any]:
+def _row(case: Case, progress: Progress) -> dict[str, Any]:
+    return (_tier_row(case, progress) if isinstance(case, TierCase)
+            else chip_row(case, progress))
+
+
+def _tier_row(case: TierCase, progress: Progress) -> dict[str, Any]:
     """The means over the seeds; what was counted is exact for each."""
     results = [_played(case, seed, progress) for seed in case.seeds]
     config = load_config(case.chip, case.settings)
@@ -176,6 +187,11 @@ def _row(case: TierCase, progress: Progress) -> dict[str, Any]:
 
 
 def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    alone = [row for row in rows if not row["group"].startswith(paged.ON_CHIP)]
+    return _tier_findings(alone) + paged.findings(rows)
+
+
+def _tier_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     by_case = {(row["group"], row["case"]): row for row in rows}
     groups: dict[str, list[str]] = {}
     for group, case, ratio in compared(rows, lambda row: row["cycles"]):

@@ -107,9 +107,9 @@ def test_verilator_lint(product):
     lint(product)
 
 
-def test_verilator_lint_of_one_tile_with_a_storage_port_and_sums(tmp_path):
-    settings = ["mesh.rows=1", "mesh.cols=1", "hbm.channels=1", "storage.enabled=true",
-                "hbm.sum_rows=1"]
+@pytest.mark.parametrize("setting", ["storage.enabled=true", "hbm.sum_rows=1"])
+def test_verilator_lint_of_one_tile_with_more_in_its_channel(tmp_path, setting):
+    settings = ["mesh.rows=1", "mesh.cols=1", "hbm.channels=1", setting]
     write_product(load_config("small", settings), tmp_path / "out")
     lint(tmp_path / "out")
 
