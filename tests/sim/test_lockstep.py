@@ -39,6 +39,11 @@ def test_macros_have_registered_borders(small, macro):
     assert feedthrough(small, macro) == []
 
 
+def test_a_channel_with_a_pager_has_registered_borders():
+    made = design_of(load_config("small", ["storage.enabled=true"]))
+    assert feedthrough(made, "hbm_channel") == []
+
+
 def test_links_are_copied_and_only_chip_wide_signals_pass_the_shells(small):
     wiring = lockstep.wiring_of(small)
     assert {port.name for port in wiring.shared["tile"]} == {
