@@ -68,9 +68,11 @@ class PageCache(wiring.Component):
     refilled in ring order, or each time from a random frame on once all are filled; held ones,
     pages on their way and prefetched pages whose turn has not come are passed over; a lookup may
     replace one of the latter after a fruitless turn, and waits for a word or a release if there is
-    none. The turn of a page that was prefetched d pages ahead is d lookups later: if it is not used
-    then, the program went another way. A dirty page is written back before its frame is refilled,
-    and nothing else is decided meanwhile.
+    none. Pages that the client has not done with (``kept``) are passed over too, and replaced by
+    lookups alone, after a second fruitless turn. The turn of a page that was prefetched d pages
+    ahead is d lookups later, and ``slack``: if it is not used then, the program went another way.
+    A dirty page is written back before its frame is refilled, and nothing else is decided
+    meanwhile.
 
     Latency: a lookup of a page that is there takes two cycles if the controller is idle; a
     candidate two cycles, and one for each frame passed over if it is fetched. Arrivals go before
@@ -79,12 +81,15 @@ class PageCache(wiring.Component):
     Parameters
     ----------
     storage: Sizes; how many frames there are is an input.
+    slack: Lookups that may come between those of the stream order.
+    share: log2 of which part of the frames prefetches may be ahead.
 
     Members
     -------
     control, prefetch, exact: Registers, see `PagePointer`. ``describe``, ``region``: likewise.
     lookup: `PageRef`; transferred when the page is there, in ``frame``.
     victim, held: The client reads frame ``victim``, or is about to: it must not be refilled.
+    kept: The client is likely to read frame ``victim`` again soon.
     claimed: ``victim`` is about to be refilled: the client must not begin to read it now.
     release: A frame is no longer held.
     acknowledged: Words of fills that the channel has acknowledged in this cycle.
@@ -103,14 +108,15 @@ class PageCache(wiring.Component):
     write_backs.
     """
 
-    def __init__(self, storage: Storage):
-        self._storage = storage
+    def __init__(self, storage: Storage, slack: int = 0, share: int = 0):
+        self._storage, self._slack, self._share = storage, slack, share
         super().__init__(
             {
                 "control": In(StorageControl), "prefetch": In(PrefetchControl), "exact": In(1),
                 "describe": In(1), "region": In(Region),
                 "lookup": In(stream.Signature(PageRef)), "frame": Out(FRAME_BITS),
-                "victim": Out(FRAME_BITS), "held": In(1), "claimed": Out(1), "release": In(1),
+                "victim": Out(FRAME_BITS), "held": In(1), "kept": In(1),
+                "claimed": Out(1), "release": In(1),
                 "peek": Out(DISTANCE_BITS), "peek_valid": In(1), "peek_reference": In(PageRef),
                 "request": Out(stream.Signature(ReqFlit)),
                 "write": Out(stream.Signature(UpFlit)),
@@ -133,11 +139,12 @@ class PageCache(wiring.Component):
         self._state = Signal(State)
         # The page in question, whether a lookup asks for it, and whether it is examined anew.
         self._reference, self._demand, self._again = Signal(PageRef), Signal(), Signal(init=1)
-        self._victim, self._turned = Signal(FRAME_BITS), Signal(FRAME_BITS + 1)
+        self._victim, self._turned = Signal(FRAME_BITS), Signal(FRAME_BITS + 2)
         self._sweep = Signal(PAGE_BITS + 1)
         self._missed = Signal()
-        # A lookup found no frame; a frame was released since the search for one began.
-        self._stuck, self._released = Signal(), Signal()
+        # A kept page was passed over; a lookup found no frame; a frame was released since the
+        # search for one began.
+        self._passed, self._stuck, self._released = Signal(), Signal(), Signal()
         self._looked = Signal(TURN_BITS)
         self._random, self._filled = Signal(16, init=1), Signal(FRAME_BITS + 1)
         # No candidate finds a frame until something changes.
@@ -189,7 +196,7 @@ class PageCache(wiring.Component):
             self.peek.eq(pointer.peek), filler.acknowledged.eq(self.acknowledged),
             self.victim.eq(self._victim),
             self.claimed.eq((self._state == State.CLEAN) | (self._state == State.FETCH)),
-            pointer.frames.eq(self.control.frames), pointer.unused.eq(self.unused),
+            pointer.frames.eq(self.control.frames >> self._share), pointer.unused.eq(self.unused),
             pointer.reference.eq(self.lookup.payload),
             self.writes.valid.eq(cleaner.word_valid), self.writes.payload.eq(cleaner.word),
             cleaner.frame.eq(self._victim),
@@ -234,7 +241,7 @@ class PageCache(wiring.Component):
     def _do_check(self, m):
         seen, kept = self._view.data, self._keep.data
         self._grant, self._useful, self._wait = Signal(), Signal(), Signal()
-        m.d.sync += [self._state.eq(State.IDLE), self._turned.eq(0)]
+        m.d.sync += [self._state.eq(State.IDLE), self._turned.eq(0), self._passed.eq(0)]
         with m.If(self._demand):
             m.d.sync += self._missed.eq(1)
             with m.If(~self._there):
@@ -259,19 +266,23 @@ class PageCache(wiring.Component):
         """The next frame that may be refilled."""
         seen, frames = self._view.data, self.control.frames
         free, spare, gone = Signal(), Signal(), Signal(TURN_BITS)
+        last, kept = Signal(range(3 << FRAME_BITS)), self.kept & (self._turned < 2 * frames)
         m.d.comb += [
             spare.eq(self._demand & (self._turned >= frames)),
             # One more: while a lookup waits, it is not counted yet.
             gone.eq(self._looked - seen.turn - 2),
-            free.eq(~seen.valid | (seen.complete & ~self.held & (seen.used | ~gone[-1] | spare))),
+            free.eq(~seen.valid | (seen.complete & ~self.held & ~kept
+                                   & (seen.used | ~gone[-1] | spare))),
+            last.eq(Mux(self._passed, 3 * frames, 2 * frames)),
         ]
         with m.If(free):
             m.d.sync += self._state.eq(Mux(seen.valid & seen.dirty, State.CLEAN, State.FETCH))
         with m.Else():
             self._next(m)
-            m.d.sync += self._turned.eq(self._turned + 1)
+            m.d.sync += [self._turned.eq(self._turned + 1),
+                         self._passed.eq(self._passed | self.kept)]
             urgent = self._filler.filled.valid | (self.lookup.valid & self._again)
-            with m.If(self._demand & (self._turned == 2 * frames)):
+            with m.If(self._demand & (self._turned == last)):
                 # All frames await words or are held: try again when one is not.
                 retry = self._released | self.release
                 m.d.sync += [
@@ -333,7 +344,8 @@ class PageCache(wiring.Component):
                 self._put.en.eq(1), self._keep.en.eq(1), kept.eq(0),
                 kept.page.eq(self._reference.page), kept.valid.eq(1),
                 kept.prefetched.eq(~self._demand),
-                kept.turn.eq(self._looked + Mux(self._demand, 1, self._pointer.distance)),
+                kept.turn.eq(
+                    self._looked + Mux(self._demand, 1, self._pointer.distance + self._slack)),
                 self._pointer.step.eq(~self._demand),
             ]
             self._next(m)

@@ -39,13 +39,18 @@ beyond its end. ``base``: where frame 0 lies, in pages from the channel's first 
 and two."""
 
 
+SLACK = 4
+"""Lookups of small tables, and of pages that are read by turns, between two of the stream order."""
+
+
 class Pager(wiring.Component):
     """Translates reads of lines ``first`` to ``last`` to reads of the frame that holds their page.
 
     Other reads go through. A read whose page was lately looked up goes through as well; any other
     waits until the page cache has the page, and meanwhile those that need not wait pass it, but no
     second one that does. A frame is refilled only when the last word of every read from it has been
-    read: the channel lets later writes overtake earlier reads.
+    read: the channel lets later writes overtake earlier reads. A page is read a few words at a
+    time, and several are at a time: the last few are not given up for a prefetch.
 
     Latency: a cycle for reads that go through; four more for a page that is there but was not
     looked up lately, if the page cache is idle. Throughput: one read a cycle.
@@ -89,7 +94,7 @@ class Pager(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.device = self._device = StorageDevice(self._storage)
-        m.submodules.cache = self._cache = PageCache(self._storage)
+        m.submodules.cache = self._cache = PageCache(self._storage, slack=SLACK, share=1)
         m.submodules.recent = self._recent = RecentPages()
         m.submodules.pins = self._pins = FramePins()
         m.submodules.regions = self._regions = RegionMap()
@@ -165,6 +170,8 @@ class Pager(wiring.Component):
             pins.take.eq(sent & self.paged), pins.taken.eq(frame),
             pins.give.eq(self.release), pins.given.eq(self.released),
             pins.frame.eq(cache.victim),
+            recent.frames.eq(self.control.storage.frames), recent.asked.eq(cache.victim),
+            cache.kept.eq(recent.kept),
             cache.held.eq(pins.held | (granted & (got == cache.victim))),
             cache.release.eq(self.release),
             self.idle.eq(~head.valid & ~waiting),

@@ -23,6 +23,8 @@ class RecentPages(wiring.Component):
     page: Is it known? ``hit``, ``frame``: Yes, in this frame.
     put, put_page, put_frame: A page was looked up.
     forget, forget_frame: This frame is refilled.
+    frames, asked, kept: Of so many frames, this one holds one of the last pages, as many as a
+        quarter of the frames.
     """
 
     def __init__(self):
@@ -31,6 +33,7 @@ class RecentPages(wiring.Component):
                 "page": In(PAGE_BITS), "hit": Out(1), "frame": Out(FRAME_BITS),
                 "put": In(1), "put_page": In(PAGE_BITS), "put_frame": In(FRAME_BITS),
                 "forget": In(1), "forget_frame": In(FRAME_BITS),
+                "frames": In(FRAME_BITS + 1), "asked": In(FRAME_BITS), "kept": Out(1),
             }
         )
 
@@ -40,6 +43,10 @@ class RecentPages(wiring.Component):
         entries, oldest = [Signal(layout, name=f"entry_{i}") for i in range(ENTRIES)], Signal(
             range(ENTRIES))
         for number, entry in enumerate(entries):
+            age = Signal(range(ENTRIES), name=f"age_{number}")
+            m.d.comb += age.eq(oldest - 1 - number)
+            with m.If(entry.valid & (entry.frame == self.asked) & (age < self.frames >> 2)):
+                m.d.comb += self.kept.eq(1)
             with m.If(entry.valid & (entry.page == self.page)):
                 m.d.comb += [self.hit.eq(1), self.frame.eq(entry.frame)]
             with m.If(self.forget & (entry.frame == self.forget_frame)):

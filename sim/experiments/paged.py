@@ -31,7 +31,7 @@ def cases(quick: bool) -> list[Case]:
     found: list[Case] = []
     chip = "small" if quick else "base"
     shape = (64, 2, 4, 13, TOKENS) if quick else (256, 2, 4, 16, TOKENS)
-    few, most = (8, 32) if quick else (24, 64)
+    few, most = (16, 32) if quick else (24, 64)
 
     def add(title: str, workload: str, network, names: Sequence[str], samples: int,
             **storage: int | str) -> None:

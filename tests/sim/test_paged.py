@@ -11,7 +11,7 @@ from sim.execute import run
 from sim.measure import Counters
 
 STORED = ("storage.enabled=true", "storage.latency=2000", "storage.bytes_per_cycle=16")
-FRAMES = ("storage.cache_pages=8",)
+FRAMES = ("storage.cache_pages=16",)
 
 
 def ran(policy, *settings, network=None):
@@ -21,7 +21,7 @@ def ran(policy, *settings, network=None):
 
 @pytest.fixture(scope="module")
 def decoding():
-    """Three tokens through twelve pages a channel, by policy, with eight frames."""
+    """Three tokens through 27 pages a channel, by policy, with sixteen frames."""
     network = decoder("d", 7, layers=2, width=64, heads=4, cached=13, steps=3)
     return {policy: ran(policy, *FRAMES, network=network)
             for policy in ("demand", "run_ahead", "next_layer")}
