@@ -97,7 +97,9 @@ def place_experts(
         line = config.hbm.channels * SEGMENT_WORDS * (sets if striped else 1)
         first = memory.allocate(
             -(-size * sets * config.hbm.channels // line) * line, what, line,
-            parts=len(tiles), used=min(len(tiles), layer.target.shape[3])
+            # Slices of experts are not apart: every tile's lie behind one another.
+            parts=1 if slices else len(tiles),
+            used=1 if slices else min(len(tiles), layer.target.shape[3])
         ) // config.hbm.channels
         bases = {
             where[k]: direct_address(config, channel, first // sets, rank) if striped

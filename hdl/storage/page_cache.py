@@ -27,6 +27,8 @@ from hdl.storage.pointer import PagePointer
 from hdl.storage.reader import PageReader
 
 TURN_BITS = 12
+SLACK = 4
+"""Lookups of small tables, and of pages that are read by turns, between two of the stream order."""
 
 FrameState = data.StructLayout(
     {
@@ -70,7 +72,9 @@ class PageCache(wiring.Component):
     replace one of the latter after a fruitless turn, and waits for a word or a release if there is
     none. Pages that the client has not done with (``kept``) are passed over too, and replaced by
     lookups alone, after a second fruitless turn. The turn of a page that was prefetched d pages
-    ahead is d lookups later, and ``slack``: if it is not used then, the program went another way.
+    ahead is d lookups later: if it is not used then, the program went another way. If pages are
+    read ``piecemeal`` only the first lookup of each fetched page counts, it is `SLACK` more, and
+    prefetches reach half of the frames ahead, since other pages are still being read.
     A dirty page is written back before its frame is refilled, and nothing else is decided
     meanwhile.
 
@@ -81,8 +85,7 @@ class PageCache(wiring.Component):
     Parameters
     ----------
     storage: Sizes; how many frames there are is an input.
-    slack: Lookups that may come between those of the stream order.
-    share: log2 of which part of the frames prefetches may be ahead.
+    piecemeal: The client looks the same pages up again and again, several at a time.
 
     Members
     -------
@@ -108,8 +111,9 @@ class PageCache(wiring.Component):
     write_backs.
     """
 
-    def __init__(self, storage: Storage, slack: int = 0, share: int = 0):
-        self._storage, self._slack, self._share = storage, slack, share
+    def __init__(self, storage: Storage, piecemeal: bool = False):
+        self._storage, self._piecemeal = storage, piecemeal
+        self._slack = SLACK if piecemeal else 0
         super().__init__(
             {
                 "control": In(StorageControl), "prefetch": In(PrefetchControl), "exact": In(1),
@@ -130,7 +134,7 @@ class PageCache(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.pointer = self._pointer = PagePointer()
+        m.submodules.pointer = self._pointer = PagePointer(self._piecemeal)
         m.submodules.filler = self._filler = PageFiller(self._storage)
         m.submodules.cleaner = self._cleaner = PageReader(self._storage, CACHE)
         m.submodules.table = self._table = Memory(shape=FRAME_BITS, depth=1 << PAGE_BITS, init=[])
@@ -196,7 +200,8 @@ class PageCache(wiring.Component):
             self.peek.eq(pointer.peek), filler.acknowledged.eq(self.acknowledged),
             self.victim.eq(self._victim),
             self.claimed.eq((self._state == State.CLEAN) | (self._state == State.FETCH)),
-            pointer.frames.eq(self.control.frames >> self._share), pointer.unused.eq(self.unused),
+            pointer.frames.eq(self.control.frames >> self._piecemeal),
+            pointer.unused.eq(self.unused),
             pointer.reference.eq(self.lookup.payload),
             self.writes.valid.eq(cleaner.word_valid), self.writes.payload.eq(cleaner.word),
             cleaner.frame.eq(self._victim),
@@ -374,7 +379,8 @@ class PageCache(wiring.Component):
 
     def _count(self, m):
         asked = self._grant
-        m.d.sync += self._looked.eq(self._looked + asked)
+        counted = asked & ~self._view.data.used if self._piecemeal else asked
+        m.d.sync += self._looked.eq(self._looked + counted)
         began = self._fetched & ~self._demand
         wasted = self._useless
         m.d.sync += self.unused.eq(self.unused + began - self._useful - wasted)

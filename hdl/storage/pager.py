@@ -39,10 +39,6 @@ beyond its end. ``base``: where frame 0 lies, in pages from the channel's first 
 and two."""
 
 
-SLACK = 4
-"""Lookups of small tables, and of pages that are read by turns, between two of the stream order."""
-
-
 class Pager(wiring.Component):
     """Translates reads of lines ``first`` to ``last`` to reads of the frame that holds their page.
 
@@ -94,7 +90,7 @@ class Pager(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.device = self._device = StorageDevice(self._storage)
-        m.submodules.cache = self._cache = PageCache(self._storage, slack=SLACK, share=1)
+        m.submodules.cache = self._cache = PageCache(self._storage, piecemeal=True)
         m.submodules.recent = self._recent = RecentPages()
         m.submodules.pins = self._pins = FramePins()
         m.submodules.regions = self._regions = RegionMap()

@@ -22,7 +22,9 @@ class PagePointer(wiring.Component):
     layers. The owner looks the candidate up and says ``step`` (it is there or being fetched) or, if
     the policy does not let it be fetched, ``refuse``: then an optional region that was entered by
     crossing is passed over, and before any other page the pointer stops until the next lookup. It
-    also stops as many pages ahead as there are frames, at most 126. Policies see ``frames`` and
+    also stops as many pages ahead as there are frames, at most 126. If pages are read ``piecemeal``
+    lookups of regions of one page (biases, scales, tables) do not set the pointer: they come late,
+    when weights behind them are in use or done with. Policies see ``frames`` and
     ``unused`` saturated at 127.
 
     With ``exact`` candidates are not the program's regions but the client's own next references
@@ -30,6 +32,10 @@ class PagePointer(wiring.Component):
 
     Latency: a candidate in the cycle after ``enter`` or ``step``, later by one for each region
     crossed. Throughput: one candidate a cycle.
+
+    Parameters
+    ----------
+    piecemeal: See above.
 
     Members
     -------
@@ -42,7 +48,8 @@ class PagePointer(wiring.Component):
     peek: References ahead, for ``peek_valid``, ``peek_reference`` at once.
     """
 
-    def __init__(self):
+    def __init__(self, piecemeal: bool = False):
+        self._piecemeal = piecemeal
         super().__init__(
             {
                 "prefetch": In(PrefetchControl), "frames": In(FRAME_BITS + 1), "exact": In(1),
@@ -100,7 +107,10 @@ class PagePointer(wiring.Component):
             m.d.sync += running.eq(0)
         with m.If(self.step):
             m.d.sync += [page.eq(page + 1), distance.eq(distance + 1), hops.eq(0)]
-        with m.If(self.enter):
+        enter = self.enter
+        if self._piecemeal:
+            enter = self.enter & (entered.data.pages != 1)
+        with m.If(enter):
             m.d.sync += [
                 running.eq(1), crossing.eq(0), distance.eq(1), hops.eq(0),
                 number.eq(self.reference.region), home.eq(self.reference.region),
