@@ -6,7 +6,8 @@ law. Their models are exact where nothing depends on time: which pages are fetch
 fewest that any cache could fetch, when a device answers, what is stored in the end.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ from emu.errors import UserError
 
 WRITTEN_WORDS = 16
 """Words at the start of a page that a writing use changes."""
+RECENT_PAGES = 8
+"""Pages that a pager knows without a lookup."""
 CHANGE = 0x9E3779B9
 """Their 32-bit parts are XORed with this times the reference's number, from 1 on."""
 
@@ -202,6 +205,36 @@ def demand_cache(references: References, frames: int, replacement: str = "ring")
             victim = number * frames >> 16 if random else fills % frames
         dirty[page] |= write
     return Transfers(fills, evictions, write_backs, sum(dirty.values()))
+
+
+def pager_cache(pages: Sequence[int], frames: int) -> Transfers:
+    """What a pager's cache does (`hdl.storage.pager`) under policy ``demand`` when it is asked for
+    one of ``pages`` after the other.
+
+    The last `RECENT_PAGES` pages that were looked up are known without a lookup. Frames of the last
+    few of them, a quarter of all, are passed over for the ring's next.
+    """
+    held: list[int | None] = [None] * frames
+    recent: deque[int | None] = deque(maxlen=RECENT_PAGES)  # frames, the newest last
+    victim = fills = evictions = 0
+    for page in pages:
+        if any(frame is not None and held[frame] == page for frame in recent):
+            continue
+        if page in held:
+            recent.append(held.index(page))
+            continue
+        kept = list(recent)[-(frames // 4) :] if frames >= 4 else []
+        while held[victim] is not None and victim in kept:
+            victim = (victim + 1) % frames
+        fills += 1
+        evictions += held[victim] is not None
+        for i, frame in enumerate(recent):
+            if frame == victim:
+                recent[i] = None
+        held[victim] = page
+        recent.append(victim)
+        victim = (victim + 1) % frames
+    return Transfers(fills, evictions, 0, 0)
 
 
 def fewest_fills(references: References, frames: int) -> int:

@@ -6,10 +6,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from emu.storage import RECENT_PAGES
 from hdl.storage.packets import FRAME_BITS, PAGE_BITS, REGION_BITS, Region
 
-ENTRIES = 8
-"""Pages whose frames are known without asking the page cache."""
 PIN_BITS = 8
 
 
@@ -40,10 +39,10 @@ class RecentPages(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout = data.StructLayout({"valid": 1, "page": PAGE_BITS, "frame": FRAME_BITS})
-        entries, oldest = [Signal(layout, name=f"entry_{i}") for i in range(ENTRIES)], Signal(
-            range(ENTRIES))
+        entries, oldest = [Signal(layout, name=f"entry_{i}") for i in range(RECENT_PAGES)], Signal(
+            range(RECENT_PAGES))
         for number, entry in enumerate(entries):
-            age = Signal(range(ENTRIES), name=f"age_{number}")
+            age = Signal(range(RECENT_PAGES), name=f"age_{number}")
             m.d.comb += age.eq(oldest - 1 - number)
             with m.If(entry.valid & (entry.frame == self.asked) & (age < self.frames >> 2)):
                 m.d.comb += self.kept.eq(1)

@@ -5,7 +5,8 @@ import pytest
 
 from sim import runner
 
-IN_VERILATOR = ("compute.engine", "hbm.bandwidth", "hbm.traces", "hbm.traffic", "prefetch.store")
+IN_VERILATOR = ("compute.engine", "hbm.bandwidth", "hbm.traces", "hbm.traffic", "prefetch.store",
+                "storage.pager")
 """Benches that are so long that compiling pays; others run sooner in Icarus, if it is here."""
 IN_BOTH = ("stream.fifo",)
 

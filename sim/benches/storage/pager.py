@@ -11,8 +11,8 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, with_timeout
 
 from emu.config import Storage
-from emu.storage import References, demand_cache
 from emu.storage import Region as Span
+from emu.storage import pager_cache
 from hdl.packets import ReqFlit, UpFlit
 from hdl.prefetch.registry import policy_number
 from hdl.storage.packets import Region
@@ -192,7 +192,7 @@ async def words(dut, p_stall, policy, frames):
     await bench.start(spans)
 
     async def play():
-        for address, size in random_reads(bench.rng, sized(1200, 200)):
+        for address, size in random_reads(bench.rng, sized(1200, 320)):
             await bench.read(address, size)
         await bench.settle()
 
@@ -227,9 +227,7 @@ async def one_at_a_time(dut, frames):
 
     await with_timeout(play(), 4, "ms")
     bench.check()
-    zero = np.zeros(len(pages))
-    want = demand_cache(References(np.array(pages), zero.astype(int), zero.astype(bool),
-                                   zero.astype(bool)), frames)
+    want = pager_cache(pages, frames)
     assert counter(dut, "cache.fills") == want.fills > frames
     assert counter(dut, "cache.evictions") == want.evictions
     assert counter(dut, "cache.write_backs") == counter(dut, "device.page_writes") == 0
