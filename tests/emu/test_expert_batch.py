@@ -216,7 +216,7 @@ def test_recorded_routing():
     np.testing.assert_array_equal(words, want)
 
 
-@pytest.mark.parametrize("slots", [2, 4])
+@pytest.mark.parametrize("slots", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ahead(slots):
     """What is fetched by another list changes transfers, not results; a foreseen list that is right
     loads no expert twice, and the words say so."""
