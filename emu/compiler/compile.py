@@ -10,7 +10,8 @@ from emu.compiler.bag_step import constants as bag_constants
 from emu.compiler.bag_step import place_tables, plan_bags
 from emu.compiler.emit import Emitter
 from emu.compiler.expert_ahead import plan_ahead, without_foresight
-from emu.compiler.expert_batch import Cache, is_batch, plan_caches, plan_expert_batch
+from emu.compiler.expert_batch import plan_expert_batch
+from emu.compiler.expert_cache import Cache, is_batch, plan_caches
 from emu.compiler.expert_owners import owners, slices
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
@@ -20,7 +21,7 @@ from emu.compiler.images import Bytes, Memory, Tensor
 from emu.compiler.mapping import single, tile_groups
 from emu.compiler.paging import plan_paging
 from emu.compiler.pinning import Pins, pin
-from emu.compiler.pipeline import PipelineEmitter, plan_pipeline
+from emu.compiler.pipeline import Pipeline, PipelineEmitter, plan_pipeline
 from emu.compiler.placed_experts import plan_placed_experts
 from emu.compiler.placement import homes
 from emu.compiler.plan_layer import plan_layer
@@ -105,13 +106,7 @@ def compile_network(
         except UserError:  # a layer without weights wants what the frames take
             if not choices or pipeline or cap == FRAME_CAPS[-1]:
                 raise
-    convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
-    if pipeline:
-        pins = pipeline.pins(list(convs.values()))
-        emitter: Emitter = PipelineEmitter(config, list(convs.values()), pins, pipeline)
-    else:
-        pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
-        emitter = Emitter(config, steps, pins, plan_ahead(config, steps))
+    emitter, pins = _emitter(config, steps, pipeline)
     streams = emitter.emit()
     paging = plan_paging(config, memory, constants) if config.storage.enabled else None
     place_streams(memory, config, streams)
@@ -137,6 +132,19 @@ def compile_network(
 
         verify(program)
     return program
+
+
+def _emitter(
+    config: Config, steps: Sequence[Step | UnitStep], pipeline: Pipeline | None
+) -> tuple[Emitter, Pins]:
+    """What writes the command streams, and the weights that stay."""
+    convs = {k: step for k, step in enumerate(steps) if isinstance(step, Step)}
+    if pipeline:
+        stages = list(convs.values())
+        pins = pipeline.pins(stages)
+        return PipelineEmitter(config, stages, pins, pipeline), pins
+    pins = pin(config, convs) if config.scratchpad.pinned_kib else Pins()
+    return Emitter(config, steps, pins, plan_ahead(config, steps)), pins
 
 
 def _described(
@@ -287,10 +295,11 @@ def _experts(
     if not is_batch(layer):
         return plan_experts(memory.config, layer, tensors, limit, base, weights)
     cache = caches.get(id(layer.weights))
-    if cache is not None and ("cache", id(layer.weights)) not in memory.shared:
-        empty = _constants(memory, layer, cache.contents())
-        memory.shared["cache", id(layer.weights)] = empty
-        cache = replace(cache, empty=empty, begins=True)
+    if cache is not None:
+        own, contents = ("cache", id(layer.weights)), cache.contents()
+        begins = own not in memory.shared
+        empty = memory.once(own, lambda: _constants(memory, layer, contents))
+        cache = replace(cache, empty=empty, begins=begins)
     return plan_expert_batch(memory.config, layer, tensors, limit, base, weights, cache)
 
 

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from emu.compiler.expert_batch import Cache, ExpertBatchStep, TileExpertBatch
+from emu.compiler.expert_batch import ExpertBatchStep
+from emu.compiler.expert_cache import Cache
 from emu.compiler.expert_step import LIST
 from emu.compiler.images import Tensor
 from emu.compiler.stream import AHEADS, FIRST_AHEAD, VECTOR_IN, Step
+from emu.compiler.tile_expert_batch import TileExpertBatch
 from emu.compiler.vector_step import UnitStep
 from emu.config import Config
 from emu.isa import Opcode, Queue, VectorOp
