@@ -153,9 +153,8 @@ def routing(load: Load) -> NDArray[np.int64]:
 
 
 def _findings(every: Sequence[Mapping[str, Any]]) -> list[str]:
-    chains = [row for row in every if (row["group"], row["case"]) in foresight.ASKED]
-    rows = [row for row in every if row not in chains]
-    found = foresight.findings(chains)
+    rows = [row for row in every if not foresight.is_ours(row)]
+    found = foresight.findings([row for row in every if foresight.is_ours(row)])
     hbm = {(g, c): r for g, c, r in compared(rows, lambda r: r["traffic_bytes"]["hbm_read"])}
     cycles = {(g, c): r for g, c, r in compared(rows, lambda r: r["cycles"])}
     for row in rows:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from emu.compiler.expert_step import PARAMETER_WORDS
+from emu.isa import ABSENT, VECTOR, VectorOp
 from emu.network.experts import CHOSEN, moe_chain
 from emu.network.layers import Network
-from emu.network.recorded import LAYERS, foreseen, recorded
+from emu.network.recorded import EXPERTS, LAYERS, foreseen, recorded
+from emu.vector_model import run_vector
 from sim.experiments.framework import Case, compared
 
 LANES, WORD = 16, 16
@@ -81,8 +83,8 @@ def cases(quick: bool) -> list[Case]:
 
 @dataclass
 class Fetched:
-    """Experts by why they were loaded: ``early`` by a foreseen list, of which ``wrong`` were not
-    used by the token, ``late`` by the true one."""
+    """Experts by why they were loaded, by the golden model: ``early`` by a foreseen list, of which
+    ``wrong`` were not used by the token, ``late`` by the true one."""
 
     early: int = 0
     wrong: int = 0
@@ -94,38 +96,49 @@ def _top(scores: np.ndarray) -> list[list[int]]:
     return np.sort(np.argsort(-scores.T.astype(int), 1, kind="stable")[:, :CHOSEN], 1).tolist()
 
 
+class _Cache:
+    """A layer's slots, as RETAIN of the vector engine's model treats them."""
+
+    def __init__(self, slots: int):
+        self._data = np.zeros((slots + 2, WORD), np.uint8)
+        self._fields = dict.fromkeys(dict(VECTOR), 0) | {
+            "op": VectorOp.RETAIN, "base": 0, "step": 1, "pixels": 1, "k": CHOSEN,
+            "groups": slots, "channels": EXPERTS, "b_base": 1, "table": slots + 1,
+            "out": slots + 2}
+        self._data.view(np.uint32)[1 : slots + 1, 0] = ABSENT
+
+    def fetch(self, wanted: list[int]) -> list[int]:
+        """What comes because ``wanted`` are asked for."""
+        self._data.view(np.uint32)[0, :CHOSEN] = wanted
+        where, words = run_vector(self._fields, self._data)
+        here = where < len(self._data)
+        self._data[where[here]] = words[here]
+        numbers = words[~here].view(np.uint32)[:, 0]
+        return numbers[numbers != ABSENT].tolist()
+
+
 @cache
 def replayed(chain: Chain) -> Fetched:
-    """What the caches do, by the definition of RETAIN."""
+    """What the caches do."""
     found = Fetched()
     for layer in range(LAYERS):
         true = _top(recorded(chain.steps, layer, chain.seed))
-        early: list[list[int]] = [[]] * chain.steps
+        early: list[list[int]] = []
         if layer and chain.mode in (ROUTER, ORACLE):
             scores = foreseen if chain.mode == ROUTER else recorded
             early = _top(scores(chain.steps, layer, chain.seed))
-        held: list[int | None] = [None] * chain.slots
-        pointer = 0
-        for before, now in zip(early, true, strict=True):
-            pointer, fetched = _retain(held, pointer, before)
-            found.early += len(fetched)
-            found.wrong += len(set(fetched) - set(now))
-            pointer, fetched = _retain(held, pointer, now)
-            found.late += len(fetched)
+        held = _Cache(chain.slots)
+        for step, now in enumerate(true):
+            if early:
+                fetched = held.fetch(early[step])
+                found.early += len(fetched)
+                found.wrong += len(set(fetched) - set(now))
+            found.late += len(held.fetch(now))
     return found
 
 
-def _retain(held: list[int | None], first: int, wanted: list[int]) -> tuple[int, list[int]]:
-    """Slots keep what is wanted, others take what is missing in turn; (next slot, what came)."""
-    missing = [number for number in wanted if number not in held]
-    fetched: list[int] = []
-    pointer = first
-    for slot in ((first + i) % len(held) for i in range(len(held))):
-        if missing and held[slot] not in wanted:
-            held[slot] = missing.pop(0)
-            fetched.append(held[slot] or 0)
-            pointer = (slot + 1) % len(held)
-    return pointer, fetched
+def is_ours(row: Mapping[str, Any]) -> bool:
+    return (row["group"], row["case"]) in ASKED
 
 
 def loaded(row: Mapping[str, Any]) -> float:
@@ -154,4 +167,4 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-__all__ = ["ASKED", "cases", "findings", "loaded", "replayed"]
+__all__ = ["cases", "findings", "is_ours", "loaded", "replayed"]

@@ -8,7 +8,7 @@ import pytest
 
 from emu.errors import UserError
 from sim.cli import main
-from sim.experiments import framework
+from sim.experiments import foresight, framework
 from sim.experiments.studies import EXPERIMENTS
 
 KEYS = {"schema", "experiment", "idea", "baseline", "rows", "null_case", "losing_case", "findings"}
@@ -47,6 +47,12 @@ def test_quick_experiments(tmp_path, capsys, monkeypatch):
     assert near["mesh_link_down"] < far["mesh_link_down"] / 2
     moe = {(row["group"], row["case"]): row["traffic_bytes"]["hbm_read"]
            for study in found if study["experiment"] == "experts" for row in study["rows"]}
+    ahead = [row for study in found if study["experiment"] == "experts" for row in study["rows"]
+             if foresight.is_ours(row)]
+    assert len(ahead) == 4
+    for row in ahead:  # what left HBM is what the model of the caches says
+        fetched = foresight.replayed(foresight.ASKED[row["group"], row["case"]])
+        assert foresight.loaded(row) == fetched.early + fetched.late > 0
     three, many = "48 x 80, 3 tokens", "48 x 80, 32 tokens"
     distinct = "distinct experts, uniform, seed 1"
     assert moe[three, distinct] < moe[three, "all experts"]
