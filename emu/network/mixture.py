@@ -91,6 +91,15 @@ class _Mixture(Block):
         weights = self.made.setdefault(f"{name}.weights", found[:, :, None, None])
         return self.product(name, x, weights, scale, added)
 
+    def routing(self, layer: int, h: Value) -> Value:
+        """Probabilities of all experts, uint8."""
+        scores = self.linear_of(f"router{layer}", h)
+        label = self.label(f"routing{layer}")
+        return self._add(SoftmaxLayer(
+            name=label, source=scores.operand, x_scale=float(scores.scale),
+            target=Operand(label, scores.operand.shape, False, 0),
+            y_scale=float(PROBABILITY_SCALE)), PROBABILITY_SCALE, scores)
+
     def chosen(self, name: str, x: Value, numbers: Value, rectified: bool) -> Value:
         """The chosen experts' products, of which the negative ones are cut off if ``rectified``."""
         weights, label = self.weights[name], self.label(name)
@@ -170,13 +179,7 @@ def digits_moe(name: str, seed: int, *, tokens: int, steps: int) -> Network:
         given[x.name] = x.sample
         h = net.linear_of("first", x)
         for layer in range(LAYERS):
-            scores = net.linear_of(f"router{layer}", h)
-            routing = net.label(f"routing{layer}")
-            p = net._add(SoftmaxLayer(
-                name=routing, source=scores.operand, x_scale=float(scores.scale),
-                target=Operand(routing, scores.operand.shape, False, 0),
-                y_scale=float(PROBABILITY_SCALE)), PROBABILITY_SCALE, scores)
-            top = net.top(f"top{layer}", p)
+            top = net.top(f"top{layer}", net.routing(layer, h))
             hidden = net.chosen(f"up{layer}", h, top, True)
             h = net.mixed(layer, net.chosen(f"down{layer}", hidden, top, False), top, h)
         outputs.append(net.linear_of("last", h))
