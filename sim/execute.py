@@ -37,6 +37,7 @@ from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
 from hdl.verilog import Design, generate
 from sim import doctor, paging, runner, sampler
+from sim.cache import alone, cache_home
 from sim.errors import ConservationError, RunError
 from sim.files import check_cache, check_writable, npz, write
 from sim.measure import measure
@@ -104,9 +105,9 @@ def design_key(config: Config) -> str:
 def design_of(config: Config) -> Design:
     """The chip's Verilog, generated once per `design_key`: it takes seconds, so it is kept beside
     the builds."""
-    path = runner.cache_home() / f"verilog-{design_key(config)}.json"
+    path = cache_home() / f"verilog-{design_key(config)}.json"
     if not path.exists():
-        with runner.alone(path):
+        with alone(path):
             if not path.exists():  # by now another process may have made it
                 design = generate(Chip(config), TOP)
                 temporary = path.with_suffix(f".{os.getpid()}")
@@ -177,7 +178,7 @@ def _simulate(
 
 
 def _keep_log(workdir: Path) -> Path:
-    kept = runner.cache_home() / "last-failure.log"
+    kept = cache_home() / "last-failure.log"
     kept.parent.mkdir(parents=True, exist_ok=True)
     log = workdir / "run.log"
     kept.write_text(log.read_text(errors="replace") if log.exists() else "no log was written\n")

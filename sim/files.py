@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.errors import UserError
-from sim import runner
+from sim.cache import cache_home
 
 
 def check_writable(path: str | None) -> None:
@@ -72,7 +72,7 @@ def check_cache() -> None:
     UserError
         If it cannot be made or written, or its path has spaces, which make cannot bear.
     """
-    home = runner.cache_home()
+    home = cache_home()
     advice = "set HEADRACE_CACHE to another folder"
     if any(character.isspace() for character in str(home.resolve())):
         raise UserError(f"cannot build in {str(home)!r}: make refuses spaces in paths: {advice}")

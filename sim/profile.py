@@ -100,7 +100,7 @@ class _Sources:
 
     def __init__(self, folder: Path):
         self._macros = {path.name: (macro, path) for macro in UNITS
-                        for path in folder.rglob(f"V{macro}_*.cpp")}
+                        for path in (folder / macro).glob(f"V{macro}_*.cpp")}
         self._units: dict[str, list[str]] = {}
 
     def unit(self, place: tuple[str, int]) -> str:

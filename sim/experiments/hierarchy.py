@@ -14,7 +14,7 @@ from emu import storage as model
 from emu.config import load_config
 from emu.storage import Decode, decode, fewest_fills
 from hdl.verilog import Design
-from sim import runner
+from sim.cache import cache_home
 from sim.experiments import paged
 from sim.experiments.framework import (
     LEVELS,
@@ -121,7 +121,7 @@ def _played(case: TierCase, seed: int, progress: Progress) -> dict[str, Any]:
         key.update(made.files[name].encode())
     for file in (model.__file__, tier.__file__):
         key.update(Path(file).read_bytes())
-    kept = runner.cache_home() / "experiments" / f"{key.hexdigest()[:24]}.json"
+    kept = cache_home() / "experiments" / f"{key.hexdigest()[:24]}.json"
     if kept.exists():
         return json.loads(kept.read_text())
     references = decode(shape)

@@ -14,6 +14,7 @@ from emu.config import WORD_BYTES, Config, load_config
 from emu.errors import UserError
 from hdl.verilog import generate
 from sim import doctor, runner
+from sim.cache import cache_home
 from sim.errors import RunError
 from sim.files import check_cache, check_writable, write
 from sim.noc.nodes import MeshBench
@@ -151,7 +152,7 @@ def _simulate(job, design, folder, simulator: str, workdir: Path) -> list[dict[s
     except RuntimeError as error:  # it crashed, or was killed
         raise RunError(f"the simulator ended early: {error}") from None
     if failed or not tests:
-        log = runner.cache_home() / "last-failure.log"
+        log = cache_home() / "last-failure.log"
         log.write_text((workdir / "run.log").read_text(errors="replace")
                        if (workdir / "run.log").exists() else "no log was written\n")
         raise RunError(f"the simulation failed: see {log}")

@@ -16,8 +16,10 @@ from hdl.chip import TOP, Chip
 from hdl.product import write_product
 from hdl.verilog import generate
 from sim import execute
+from sim.cache import alone
 from sim.execute import Options, run
-from sim.runner import MAKE_VARIABLES, alone, available
+from sim.runner import available
+from sim.verilating import MAKE_VARIABLES
 
 YOSYS = (
     "import sys; from pyosys import libyosys as ys; d = ys.Design(); "

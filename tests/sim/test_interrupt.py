@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emu.config import load_config
-from sim import runner
+from sim.cache import cache_home
 from sim.execute import design_key, design_of, run
 from sim.interrupt import descendants
 
@@ -81,7 +81,7 @@ def test_in_a_build(tmp_path, number):
     cache = tmp_path / "cache"
     cache.mkdir()
     name = f"verilog-{design_key(load_config('small'))}.json"
-    shutil.copy(runner.cache_home() / name, cache / name)  # straight to the build
+    shutil.copy(cache_home() / name, cache / name)  # straight to the build
     process = start("tiny.conv3x3", cache, tmp_path / "tmp")
     error, left = interrupt(process, lambda c: "cc1plus" in c or "verilator_bin" in c, number)
     assert error == "headrace: interrupted\n" and process.returncode == 130
@@ -92,7 +92,7 @@ def test_in_a_build(tmp_path, number):
 
 def test_in_a_run(tmp_path):
     run("tiny.conv3x3", chip="small")  # built
-    process = start("resnet50.res4_3x3", runner.cache_home(), tmp_path / "tmp")
+    process = start("resnet50.res4_3x3", cache_home(), tmp_path / "tmp")
     error, left = interrupt(process, lambda command: "+images=" in command, signal.SIGINT)
     assert error == "headrace: interrupted\n" and process.returncode == 130
     assert left == []
@@ -112,7 +112,7 @@ def test_in_processes_that_make_rows(tmp_path, number):
 
 def test_a_simulator_that_dies(tmp_path):
     run("tiny.conv3x3", chip="small")  # built
-    process = start("resnet50.res4_3x3", runner.cache_home(), tmp_path / "tmp")
+    process = start("resnet50.res4_3x3", cache_home(), tmp_path / "tmp")
     os.kill(wait_for(process, lambda command: "+images=" in command), signal.SIGKILL)
     error = process.communicate(timeout=SECONDS)[1]
     process.stderr.close()
