@@ -3,11 +3,16 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import IO
+
+_starting = threading.RLock()
+_stopped = threading.Event()
 
 
 def descendants(pid: int) -> list[int]:
@@ -25,7 +30,23 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def call(command: list[str], log: IO[str]) -> int:
+    """Exit status of ``command``, for threads: after a signal none is started any more.
+
+    Raises
+    ------
+    InterruptedError: If the signal was there first.
+    """
+    with _starting:
+        if _stopped.is_set():
+            raise InterruptedError
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    return process.wait()
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
+    with _starting:  # a thread's process is either among those below or never starts
+        _stopped.set()
     for pid in descendants(os.getpid()):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM)
@@ -42,6 +63,7 @@ def stopping() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # it gets no signals
         yield
         return
+    _stopped.clear()
     old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

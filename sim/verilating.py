@@ -3,7 +3,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from cocotb_tools.runner import Verilator
 
 from hdl.verilog import Design
 from sim.cache import alone, cache_home, digest, keep_log
+from sim.interrupt import call
 from sim.waves import verilator_main
 
 LINT_OFF = ("DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC")
@@ -135,9 +135,9 @@ def _make_library(
                 f"libV{macro}.a"]
         with (work / "build.log").open("w") as log:
             for command in (verilate, make):
-                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-                if done.returncode:
-                    kept = keep_log(work) if done.returncode > 0 else "nothing: it was killed"
+                status = call(command, log)
+                if status:
+                    kept = keep_log(work) if status > 0 else "nothing: it was killed"
                     raise RuntimeError(f"{command[0]} failed: see {kept}")
         for path in [p for p in work.iterdir() if p.suffix in (".gch", ".o")]:
             path.unlink()

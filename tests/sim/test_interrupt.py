@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from emu.config import load_config
 from sim.cache import cache_home
 from sim.execute import design_key, design_of, run
-from sim.interrupt import descendants
+from sim.interrupt import call, descendants, stopping
 
 pytestmark = [
     pytest.mark.rtl,
@@ -73,6 +75,31 @@ def begin(arguments, cache, temporary):
         [sys.executable, "-m", "sim.cli", *arguments], text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True,
     )
+
+
+def test_threads_start_nothing_after_it(tmp_path):
+    """Each thread's first process is ended, and its second one refused."""
+    ends = []
+
+    def work(number):
+        with (tmp_path / str(number)).open("w") as log:
+            ends.append(call(["sleep", "60"], log))
+            try:
+                call(["sleep", "60"], log)
+            except InterruptedError:
+                ends.append(None)
+
+    def signal_soon():
+        while len(descendants(os.getpid())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), stopping(), ThreadPoolExecutor(2) as pool:
+        threading.Thread(target=signal_soon).start()
+        list(pool.map(work, range(6)))
+    assert time.monotonic() - start < SECONDS
+    assert sorted(ends, key=str) == [-signal.SIGTERM] * 2 + [None] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
