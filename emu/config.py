@@ -329,6 +329,10 @@ class Mapping(Section):
         0, ge=0, le=4096, description="parts of a step's pixels that a pipeline works on one after "
         "another; 0: as the model finds quickest"
     )
+    fused: bool = Field(
+        False, description="runs of convolutions whose activations do not fit are computed stripe "
+        "by stripe, where that saves HBM traffic"
+    )
     experts: Literal["shared", "placed"] = Field(
         "shared", description="whose experts are: of all tiles, each with a part of every one; "
         "placed: of a group of tiles each, and tokens go to the tiles of their experts"
@@ -382,6 +386,8 @@ class Config(Section):
                 "mapping.mode=pipeline keeps all weights in the scratchpads: "
                 f"scratchpad.pinned_kib must be 0, not {self.scratchpad.pinned_kib}"
             )
+        if self.mapping.fused and (self.mapping.mode != "auto" or not self.scratchpad.resident):
+            raise ValueError("mapping.fused needs mapping.mode=auto and scratchpad.resident=true")
         if self.mapping.experts == "placed" and self.prefetch.experts != "distinct":
             raise ValueError("mapping.experts=placed loads the experts that occur: "
                              "prefetch.experts must be distinct, not "

@@ -97,11 +97,11 @@ def memories_of(
 
 
 def _check_whole(layers: list[Layer], tensors: Mapping[str, Tensor]) -> None:
-    """Convolutions read whole tensors only."""
+    """Of several images convolutions read whole tensors only."""
     for layer in layers:
         if isinstance(layer, ConvLayer) and layer.input_name in tensors:
             tensor = tensors[layer.input_name]
-            if tensor.plane != tensor.pixels and tensor.groups > 1:
+            if tensor.shape[0] > 1 and tensor.plane != tensor.pixels and tensor.groups > 1:
                 raise UserError(f"layer {layer.name}: it reads {tensor.name}, a part of another "
                                 "tensor: not supported")
 

@@ -8,6 +8,7 @@ from emu.compiler.activations import Blocks, fill_lanes, memories_of, place_tens
 from emu.compiler.attention_step import attention_constants, plan_attention
 from emu.compiler.bag_step import constants as bag_constants
 from emu.compiler.bag_step import place_tables, plan_bags
+from emu.compiler.choices import in_hbm, plan_layers
 from emu.compiler.emit import Emitter
 from emu.compiler.expert_ahead import plan_ahead, without_foresight
 from emu.compiler.expert_batch import plan_expert_batch
@@ -15,25 +16,21 @@ from emu.compiler.expert_cache import Cache, is_batch, plan_caches
 from emu.compiler.expert_owners import owners, slices
 from emu.compiler.expert_step import expert_words, place_experts, plan_experts
 from emu.compiler.fit import MAX_FRAMES
+from emu.compiler.fusion import fuse
 from emu.compiler.gather_step import plan_gather, table_words
-from emu.compiler.geometry import Geometry, geometry_of
 from emu.compiler.images import Bytes, Memory, Tensor
-from emu.compiler.mapping import single, tile_groups
+from emu.compiler.mapping import single
 from emu.compiler.paging import plan_paging
 from emu.compiler.pinning import Pins, pin
 from emu.compiler.pipeline import Pipeline, PipelineEmitter, plan_pipeline
 from emu.compiler.placed_experts import plan_placed_experts
 from emu.compiler.placement import homes
-from emu.compiler.plan_layer import plan_layer
 from emu.compiler.program import Program
 from emu.compiler.residency import (
     Choice,
     Edge,
     Landing,
-    Need,
     input_landings,
-    modelled_cycles,
-    plan_resident,
     residual_landing,
 )
 from emu.compiler.roofline import Roofline, planned_read_words, step_roofline
@@ -88,15 +85,20 @@ def compile_network(
     if config.core.packed_weights:
         layers = [replace(each, packed=True) if isinstance(each, ConvLayer) and each.fits_nibbles
                   else each for each in layers]
+    if config.mapping.fused:
+        fused = fuse(config, layers, wanted | set(viewed), FRAME_CAPS[0])
+        layers, parts, viewed = fused.layers, parts | fused.parts, viewed | fused.viewed
+        produced |= {layer.target.name for layer in layers} | set(fused.parts)
+        macs |= {name: round(share * macs[whole]) for name, (whole, share) in fused.shares.items()}
     machine, (config, caches) = config, plan_caches(config, layers)
     pipeline = plan_pipeline(config, layers, wanted | set(viewed)) if pipelined else None
     layers = pipeline.layers if pipeline else layers
     for cap in FRAME_CAPS:
-        choices = pipeline.choices if pipeline else _plan(config, layers, cap)
+        choices = pipeline.choices if pipeline else plan_layers(config, layers, cap)
         memory = Memory(config)
         memory.allocate(config.mesh.tiles, "the directory")
-        in_hbm = _in_hbm(layers, choices, wanted | set(viewed))
-        tensors = place_tensors(memory, layers, blocks, in_hbm, wanted, parts, viewed, pipelined)
+        stored = in_hbm(layers, choices, wanted | set(viewed))
+        tensors = place_tensors(memory, layers, blocks, stored, wanted, parts, viewed, pipelined)
         constants = memory.used
         if pipeline:
             memory.shared[HOMES] = homes(memory, pipeline.stored_words(), "weights")
@@ -170,71 +172,6 @@ def _macs(layer: ConvLayer) -> int:
     outputs, group_inputs, kh, kw = layer.weights.shape
     batch, _, height, width = layer.output_shape
     return batch * height * width * outputs * group_inputs * kh * kw
-
-
-def _plan(config: Config, layers: list[Layer], cap: int) -> dict[int, Choice]:
-    """The plans of every layer with weights; all share one area of at most ``cap`` frames."""
-    shapes = {k: geometry_of(each) for k, each in enumerate(layers) if isinstance(each, ConvLayer)}
-    if config.mapping.mode == "activation_streaming":
-        shapes = _in_groups(config, layers, shapes)
-    apart = _plan_apart(config, shapes, cap)
-    if not config.scratchpad.resident:
-        return apart
-    cycles = {k: modelled_cycles(config, each) for k, each in apart.items()}
-    return plan_resident(config, _needs(layers, shapes), cap, cycles) or apart
-
-
-def _in_groups(
-    config: Config, layers: list[Layer], shapes: Mapping[int, Geometry]
-) -> dict[int, Geometry]:
-    """Shapes with an area each: as many groups of tiles as the mesh has equal ones for, each for
-    as many neighbouring layers. Layers with the same weights share a group."""
-    weights = {k: id(layer.weights) for k in shapes if isinstance(layer := layers[k], ConvLayer)}
-    order = {which: i for i, which in enumerate(dict.fromkeys(weights.values()))}
-    groups = tile_groups(config, len(order))
-    return {
-        k: replace(shape, area=groups[order[weights[k]] * len(groups) // len(order)])
-        for k, shape in shapes.items()
-    }
-
-
-def _plan_apart(config: Config, shapes: Mapping[int, Geometry], cap: int) -> dict[int, Choice]:
-    """Plans with every activation in HBM."""
-    first = {k: plan_layer(config, shape, None) for k, shape in shapes.items()}
-    frames = min((plan.frames for plans in first.values() for plan in plans), default=0)
-    frames = min(frames, cap)
-    if any(plan.frames != frames for plans in first.values() for plan in plans):
-        first = {k: plan_layer(config, shape, frames) for k, shape in shapes.items()}
-    return {k: Choice(plans) for k, plans in first.items()}
-
-
-def _needs(layers: list[Layer], shapes: Mapping[int, Geometry]) -> list[Need]:
-    """Which layers with weights read what others of them produce, no vector layer in between."""
-    producer: dict[str, int] = {}
-    needs = []
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, ConvLayer):
-            producer.clear()  # its slots may lie anywhere
-            continue
-        added = layer.residual.source.name if layer.residual else ""
-        needs.append(Need(index, shapes[index], producer.get(layer.input_name),
-                          producer.get(added)))
-        producer[layer.target.name] = index
-    return needs
-
-
-def _in_hbm(layers: list[Layer], choices: Mapping[int, Choice], outputs: set[str]) -> set[str]:
-    """Tensors that lie in HBM: inputs, outputs, and what some layer reads from there."""
-    found = outputs | {each.name for layer in layers for each in layer.sources}
-    for layer in layers:
-        found.discard(layer.target.name)
-    for index, layer in enumerate(layers):
-        choice = choices.get(index)
-        for position, source in enumerate(layer.sources):
-            edge = (choice.residual if position else choice.source) if choice else None
-            if edge is None:
-                found.add(source.name)
-    return found | outputs
 
 
 def _steps(

@@ -17,8 +17,8 @@ from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry
 from emu.compiler.mapping import Rect, Split, choose, cost, part, single
 from emu.compiler.plan_layer import plan_layer
-from emu.compiler.schedule import Item, schedule
-from emu.compiler.stream import EDGES, FIRST_EDGE, Flow
+from emu.compiler.schedule import Item, Work, schedule
+from emu.compiler.stream import FIRST_EDGE, Flow
 from emu.compiler.tiling import PIECES, Plan, plan_weights
 from emu.config import BLOCK_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
@@ -129,11 +129,11 @@ def residual_landing(plan: Plan, p: int, c: int) -> Landing:
 
 
 def plan_resident(
-    config: Config, needs: Sequence[Need], cap: int, apart: Mapping[int, float]
+    config: Config, needs: Sequence[Need], cap: int, apart: Mapping[int, float], semaphores: int
 ) -> dict[int, Choice] | None:
     """Choices by layer index, with as many resident edges as fit beside at most ``cap`` frames
     and leave every layer enough room to stay near its modelled cycles ``apart``, those with all
-    activations in HBM; None if none does."""
+    activations in HBM; None if none does. ``semaphores``: as many as edges share."""
     wanted = {
         (producer, need.index, kind)
         for need in needs
@@ -141,7 +141,7 @@ def plan_resident(
         if producer is not None
     }
     half = config.scratchpad.free_words // 2 // BLOCK_WORDS  # what fails takes long to fail
-    search = _Search(config)
+    search = _Search(config, semaphores)
     tried = [frames for frames in FRAMES if frames <= min(cap, half)] or [FRAMES[-1]]
     for frames in tried:
         evict = frames <= ENOUGH_FRAMES or frames == tried[-1]
@@ -159,28 +159,57 @@ def modelled_cycles(config: Config, choice: Choice) -> float:
     fetched again."""
     total = 0.0
     for plan in choice.plans:
-        shape = plan.shape
-        ranges = [plan.channel_range(c) for c in range(plan.split.channel_parts)]
-        c = max(range(len(ranges)), key=lambda k: ranges[k][1] - ranges[k][0])
-        weights = plan_weights(plan, c, ())
-        work = schedule(plan, weights, 0, c, ())
-        compute = sum(op.segment.tiles * shape.pass_cycles(op.pixels[1] - op.pixels[0])
-                      for op in work.ops)
-        own = work.generations * shape.tile_words * sum(n for _, n in weights.descriptors)
-        loaded = sum(piece.words for item in work.items for piece in item.pieces)
-        inputs = 0 if choice.source else loaded
-        copies = 1 if plan.share_weights else plan.split.pixel_parts
-        hbm = copies * work.generations * shape.tile_words * sum(map(shape.passes, plan.groups))
-        hbm += inputs * plan.split.pixel_parts
-        total += max(compute, (own + inputs) / 0.9, hbm / config.hbm.channels / 0.9)
+        worst = _worst_tile(plan)
+        inputs = 0 if choice.source else worst.inputs
+        compute = sum(op.segment.tiles * plan.shape.pass_cycles(op.pixels[1] - op.pixels[0])
+                      for op in worst.work.ops)
+        hbm = _weight_words(plan, worst.work) + inputs * plan.split.pixel_parts
+        total += max(compute, (worst.weights + inputs) / 0.9, hbm / config.hbm.channels / 0.9)
     return total
+
+
+def hbm_words(choice: Choice, stored: bool) -> float:
+    """Words that a layer reads from HBM and, if its output is ``stored`` there, writes."""
+    total = 0.0
+    for plan in choice.plans:
+        worst, made = _worst_tile(plan), len(plan.groups) * plan.shape.pixels
+        inputs = 0 if choice.source else worst.inputs * plan.split.pixel_parts
+        added = made * (plan.shape.has_residual and not choice.residual)
+        total += _weight_words(plan, worst.work) + inputs + added + made * stored
+    return total
+
+
+@dataclass(frozen=True)
+class _WorstTile:
+    """Of the tile with most output groups: its work, words of inputs and of weights."""
+
+    work: Work
+    inputs: int
+    weights: int
+
+
+def _worst_tile(plan: Plan) -> _WorstTile:
+    ranges = [plan.channel_range(c) for c in range(plan.split.channel_parts)]
+    c = max(range(len(ranges)), key=lambda k: ranges[k][1] - ranges[k][0])
+    weights = plan_weights(plan, c, ())
+    work = schedule(plan, weights, 0, c, ())
+    inputs = sum(piece.words for item in work.items for piece in item.pieces)
+    tiles = sum(n for _, n in weights.descriptors)
+    return _WorstTile(work, inputs, work.generations * plan.shape.tile_words * tiles)
+
+
+def _weight_words(plan: Plan, work: Work) -> int:
+    """Words of weights that all tiles read together."""
+    copies = 1 if plan.share_weights else plan.split.pixel_parts
+    tiles = sum(map(plan.shape.passes, plan.groups))
+    return copies * work.generations * plan.shape.tile_words * tiles
 
 
 class _Search:
     """What the rounds of one search have in common: splits and their costs."""
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, semaphores: int):
+        self.config, self.semaphores = config, semaphores
         self._splits: dict[int, list[Split]] = {}
         self._keys: dict[tuple[int, Split], tuple[float, float]] = {}
 
@@ -227,7 +256,7 @@ def _attempt(
             full = [] if worst_layer is None else [worst_layer]
             if not full:
                 try:
-                    return _joined(choices, placed)
+                    return _joined(choices, placed, search.semaphores)
                 except _NoSemaphoreError as error:
                     edge = error.edge
                     wanted.discard((edge.producer, edge.reader, edge.is_residual))
@@ -378,9 +407,9 @@ def _own_words(plan: Plan) -> int:
     return plan.outputs + plan.out_slots * plan.out_slot_words - plan.params
 
 
-def _joined(choices: dict[int, Choice], bases) -> dict[int, Choice] | None:
+def _joined(choices: dict[int, Choice], bases, semaphores: int) -> dict[int, Choice]:
     edges = sorted((e for e in bases if isinstance(e, Edge)), key=lambda e: (e.producer, e.reader))
-    final = dict(zip(edges, _semaphores(edges, bases), strict=True))
+    final = dict(zip(edges, _semaphores(edges, bases, semaphores), strict=True))
     for index, choice in choices.items():
         base = bases[index]
         choice.plans = [
@@ -405,12 +434,13 @@ class _NoSemaphoreError(Exception):
         self.edge = edge
 
 
-def _semaphores(edges: Sequence[Edge], bases) -> Iterator[Edge]:
-    """Edges with address and semaphores. A number returns when its edge's reader is over."""
-    free_from = [-1] * EDGES
+def _semaphores(edges: Sequence[Edge], bases, count: int) -> Iterator[Edge]:
+    """Edges with address and semaphores, of ``count``. A number returns when its edge's reader is
+    over."""
+    free_from = [-1] * count
     for edge in edges:
         start = next(
-            (k for k in range(EDGES - edge.pieces + 1)
+            (k for k in range(count - edge.pieces + 1)
              if all(free_from[k + j] < edge.producer for j in range(edge.pieces))), None,
         )
         if start is None:

@@ -155,7 +155,7 @@ class TileStep:
                 plan.inputs + slot * plan.slot_words + (low - item.inputs[0]) * plan.plane
             )
             assert self.step.source is not None
-            move["far"] += self.step.source.base + low * plan.shape.in_plane
+            move["far"] += self.step.source.base + low * self.step.source.plane
             self.stream.add(
                 Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(self.input_rect),
                 sem_valid=1, sem=arrival(self.step, item, index), **move,
@@ -163,7 +163,8 @@ class TileStep:
             waits = []
 
     def _move(self, region, offset: int, first: int, end: int, groups: int) -> dict[str, int]:
-        shape = self.plan.shape
+        assert self.step.source is not None
+        shape, far_plane = self.plan.shape, self.step.source.plane
         far = region.image * shape.image_words + region.y0 * shape.row_words + region.x0
         if region.rows == 1:
             run, rows = end - first, 1
@@ -176,14 +177,14 @@ class TileStep:
             if region.cols == shape.row_words:
                 run, rows = run * rows, 1
         plane = self.plan.plane
-        if rows == 1 and run == plane == shape.in_plane:
+        if rows == 1 and run == plane == far_plane:
             run, groups = run * groups, 1
         move |= {
             "run": run, "count0": rows, "count1": groups, "count2": 1,
             "s_stride0": region.cols if rows > 1 else 0,
             "f_stride0": shape.row_words if rows > 1 else 0,
             "s_stride1": plane if groups > 1 else 0,
-            "f_stride1": shape.in_plane if groups > 1 else 0,
+            "f_stride1": far_plane if groups > 1 else 0,
         }
         return move
 

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers fused stripe by stripe (M. Alwani et al., "Fused-Layer CNN Accelerators", MICRO 2016).
+
+A run of convolutions is computed some rows of its last output at a time, all of its layers for one
+*stripe* before the next: what lies between them is never whole, so it needs little room and does
+not leave the chip. Rows at a stripe's border that the next stripe needs as well are computed again,
+and weights are fetched for each stripe; what the run reads and what it makes lie in HBM.
+
+A stripe of a layer is a layer: it reads and makes tensors of fewer rows, of which those outside of
+the run are parts of whole ones (`emu.compiler.views`). All else of the compiler knows no stripes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from emu.compiler.choices import in_hbm, plan_layers
+from emu.compiler.mapping import part
+from emu.compiler.residency import Choice, hbm_words, modelled_cycles
+from emu.compiler.views import Part
+from emu.config import Config
+from emu.network.layers import ConvLayer, Layer, Operand
+
+MOST_LAYERS = 6
+"""Layers of a run."""
+STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+MOST_CYCLES = 1.1
+"""Of the modelled cycles of the same layers one by one."""
+STEP_CYCLES, STEP_WORDS = 400, 24
+"""What a step costs beside its work: cycles from barrier to barrier, and words of commands in every
+tile; both rounded up from runs of MobileNetV2."""
+
+Rows = tuple[int, int]
+
+
+@dataclass
+class Fusion:
+    """Layers after fusion, and where tensors lie that are parts of others.
+
+    shares: Of every layer in ``layers`` whose rows are not all of a layer's, the layer's name and
+        the share of its rows that no stripe before has made.
+    """
+
+    layers: list[Layer]
+    parts: dict[str, Part] = field(default_factory=dict)
+    viewed: dict[str, Operand] = field(default_factory=dict)
+    shares: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Layers ``first .. end - 1``; of every stripe the rows of each layer's output; words of HBM
+    that are saved."""
+
+    first: int
+    end: int
+    stripes: list[dict[str, Rows]]
+    saved: float
+
+
+def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fusion:
+    """Fuse the runs of ``layers`` that save most words of HBM in all and take at most
+    ``MOST_CYCLES`` of their modelled cycles; ``outputs``: tensors that lie in HBM in any case."""
+    choices = plan_layers(config, layers, cap)
+    stored = in_hbm(layers, choices, outputs)
+    found = [
+        run for first in range(len(layers))
+        for end in range(first + 2, min(first + MOST_LAYERS, len(layers)) + 1)
+        if (run := _best(config, layers, choices, stored, outputs, first, end, cap))
+    ]
+    fused = Fusion([])
+    done = 0
+    for run in _chosen(found, len(layers)):
+        fused.layers += layers[done:run.first]
+        _put(fused, layers[run.first:run.end], run.stripes)
+        done = run.end
+    fused.layers += layers[done:]
+    return fused
+
+
+def _chosen(runs: Sequence[_Run], count: int) -> list[_Run]:
+    """Those of ``runs`` that do not overlap and save most together, in order."""
+    best: list[tuple[float, list[_Run]]] = [(0.0, [])]
+    for end in range(1, count + 1):
+        options = [best[end - 1]]
+        options += [(best[run.first][0] + run.saved, [*best[run.first][1], run])
+                    for run in runs if run.end == end]
+        best.append(max(options, key=lambda option: option[0]))
+    return best[-1][1]
+
+
+def _best(
+    config: Config, layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str],
+    outputs: set[str], first: int, end: int, cap: int,
+) -> _Run | None:
+    """The number of stripes that saves most; None if nothing is saved or the run has no stripes."""
+    run = layers[first:end]
+    inner = _inner(layers, outputs, first, end)
+    if inner is None or not inner & stored:  # nothing between the layers goes through HBM
+        return None
+    apart = sum(hbm_words(choices[k], layers[k].target.name in stored) for k in range(first, end))
+    cycles = sum(modelled_cycles(config, choices[k]) for k in range(first, end))
+    cycles += STEP_CYCLES * len(run)
+    apart += STEP_WORDS * config.mesh.tiles * len(run)
+    ends = _ends(run)
+    more = sum(_words(tensor) for name, tensor in ends.items() if name not in stored)
+    height = run[-1].target.shape[2]
+    best: _Run | None = None
+    for count in (count for count in STRIPES if count <= height):
+        stripes = [rows for k in range(count) if (rows := _rows(run, part(height, count, k)))]
+        found = _cost(config, run, stripes[count // 2], cap) if len(stripes) == count else None
+        if found is None:
+            continue
+        words = count * (found[0] + STEP_WORDS * config.mesh.tiles * len(run)) + more
+        if words < apart and count * (found[1] + STEP_CYCLES * len(run)) <= MOST_CYCLES * cycles:
+            if best and apart - words <= best.saved:
+                break
+            best = _Run(first, end, stripes, apart - words)
+    return best
+
+
+def _cost(
+    config: Config, run: Sequence[Layer], rows: Mapping[str, Rows], cap: int
+) -> tuple[float, float] | None:
+    """(HBM words, modelled cycles) of a stripe; None if what lies between its layers does not stay
+    on the chip."""
+    stripe = Fusion([])
+    _put_stripe(stripe, run, rows, 0)
+    choices = plan_layers(config, stripe.layers, cap)
+    stored = in_hbm(stripe.layers, choices, set(stripe.parts))
+    if any(layer.target.name in stored for layer in stripe.layers[:-1]):
+        return None
+    words = sum(hbm_words(choices[k], layer.target.name in stored)
+                for k, layer in enumerate(stripe.layers))
+    return words, sum(modelled_cycles(config, choice) for choice in choices.values())
+
+
+def _inner(layers: Sequence[Layer], outputs: set[str], first: int, end: int) -> set[str] | None:
+    """Tensors that only layers of the run read and make; None if it is no run: all are convolutions
+    of one image, and what they make stays among them, but for the last one's."""
+    run = layers[first:end]
+    for layer in run:
+        if not isinstance(layer, ConvLayer) or layer.target.shape[0] > 1:
+            return None
+    inner = {layer.target.name for layer in run[:-1]}
+    others = {source.name for layer in (*layers[:first], *layers[end:]) for source in layer.sources}
+    read = {source.name for layer in run for source in layer.sources}
+    if inner & (others | outputs) or not inner <= read:
+        return None
+    return inner
+
+
+def _ends(run: Sequence[Layer]) -> dict[str, Operand]:
+    """What a run reads from outside and what it makes."""
+    made = {layer.target.name for layer in run}
+    ends = {source.name: source for layer in run for source in layer.sources
+            if source.name not in made}
+    return ends | {run[-1].target.name: run[-1].target}
+
+
+def _words(tensor: Operand) -> int:
+    n, channels, height, width = tensor.shape
+    return n * -(-channels // 16) * height * width
+
+
+def _window(layer: ConvLayer, rows: Rows) -> Rows:
+    """Rows of a layer's input, padding included, that rows ``rows`` of its output need."""
+    reach = (layer.weights.shape[2] - 1) * layer.dilations[0] + 1
+    first, last = (row * layer.strides[0] - layer.pads[0] for row in (rows[0], rows[1] - 1))
+    return first, last + reach
+
+
+def _reads(layer: ConvLayer, rows: Rows) -> Iterator[tuple[Operand, Rows]]:
+    """What rows ``rows`` of a layer's output need of each operand."""
+    source, *added = layer.sources
+    first, end = _window(layer, rows)
+    yield source, (max(first, 0), min(end, source.shape[2]))
+    for addend in added:
+        yield addend, rows
+
+
+def _rows(run: Sequence[Layer], last: Rows) -> dict[str, Rows] | None:
+    """Rows of every layer's output that rows ``last`` of the run's output need, by tensor; None if
+    two layers of the run need different ones, or one needs none but padding."""
+    made = {layer.target.name for layer in run}
+    rows = {run[-1].target.name: last}
+    for layer in reversed(run):
+        assert isinstance(layer, ConvLayer)
+        for source, needed in _reads(layer, rows[layer.target.name]):
+            same = source.name not in made or rows.setdefault(source.name, needed) == needed
+            if not same or needed[0] >= needed[1]:
+                return None
+    return rows
+
+
+def _put(fused: Fusion, run: Sequence[Layer], stripes: Sequence[Mapping[str, Rows]]) -> None:
+    """Append all stripes of a run, whose ``rows`` are given."""
+    done = dict.fromkeys((layer.name for layer in run), 0)
+    for number, rows in enumerate(stripes):
+        _put_stripe(fused, run, rows, number)
+        for layer, stripe in zip(run, fused.layers[-len(run):], strict=True):
+            height = layer.target.shape[2]
+            end = rows[layer.target.name][1] if number < len(stripes) - 1 else height
+            fused.shares[stripe.name] = layer.name, (end - done[layer.name]) / height
+            done[layer.name] = end
+
+
+def _put_stripe(
+    fused: Fusion, run: Sequence[Layer], rows: Mapping[str, Rows], number: int
+) -> None:
+    """Append stripe ``number``."""
+
+    def outside(whole: Operand, name: str, first: int, end: int) -> Operand:
+        piece = _cut(whole, name, end - first)
+        fused.parts[piece.name] = Part(whole.name, 0, first * whole.shape[3])
+        fused.viewed |= {whole.name: whole, piece.name: piece}
+        return piece
+
+    for layer in run:
+        assert isinstance(layer, ConvLayer)
+        first, end = rows[layer.target.name]
+        sources = [
+            _cut(source, f"{source.name}@{number}", high - low) if source.name in rows
+            else outside(source, f"{source.name}@{layer.name}@{number}", low, high)
+            for source, (low, high) in _reads(layer, (first, end))
+        ]
+        name = f"{layer.target.name}@{number}"
+        is_last = layer is run[-1]
+        target = (outside(layer.target, name, first, end) if is_last
+                  else _cut(layer.target, name, end - first))
+        fused.layers.append(_stripe(layer, sources, target, (first, end), number))
+
+
+def _cut(whole: Operand, name: str, rows: int) -> Operand:
+    n, channels, _, width = whole.shape
+    return replace(whole, name=name, shape=(n, channels, rows, width))
+
+
+def _stripe(
+    layer: ConvLayer, sources: Sequence[Operand], target: Operand, rows: Rows, number: int
+) -> ConvLayer:
+    """``layer`` for ``rows`` of its output alone."""
+    (first, end), (_, left, _, right) = _window(layer, rows), layer.pads
+    residual, table_target, output = layer.residual, layer.table_target, layer.output_name
+    if residual:
+        residual = replace(residual, source=sources[1], target=_cut(
+            residual.target, target.name, target.shape[2]))
+    if table_target:
+        table_target = target
+    if not residual and not table_target:
+        output = target.name
+    return replace(
+        layer, name=f"{layer.name}@{number}", input_name=sources[0].name,
+        input_shape=sources[0].shape, output_name=output, output_shape=target.shape,
+        pads=(max(-first, 0), left, max(end - layer.input_shape[2], 0), right), residual=residual,
+        table_target=table_target,
+    )
+
+
+__all__ = ["Fusion", "fuse"]
