@@ -23,7 +23,7 @@ from emu.network.layers import ConvLayer, Layer, Operand
 MOST_LAYERS = 6
 """Layers of a run."""
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-MOST_CYCLES = 1.1
+MOST_CYCLES = 1.25
 """Of the modelled cycles of the same layers one by one."""
 STEP_CYCLES, STEP_WORDS = 400, 24
 """What a step costs beside its work: cycles from barrier to barrier, and words of commands in every
@@ -59,7 +59,11 @@ class _Run:
 
 def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fusion:
     """Fuse the runs of ``layers`` that save most words of HBM in all and take at most
-    ``MOST_CYCLES`` of their modelled cycles; ``outputs``: tensors that lie in HBM in any case."""
+    ``MOST_CYCLES`` of their modelled cycles; ``outputs``: tensors that lie in HBM in any case.
+
+    A run is judged by itself; what it changes for layers around it, whose edges have other room,
+    shows in the end: if all together save nothing, none is fused.
+    """
     choices = plan_layers(config, layers, cap)
     stored = in_hbm(layers, choices, outputs)
     found = [
@@ -74,7 +78,14 @@ def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fu
         _put(fused, layers[run.first:run.end], run.stripes)
         done = run.end
     fused.layers += layers[done:]
-    return fused
+    after = plan_layers(config, fused.layers, cap) if done else choices
+    still = in_hbm(fused.layers, after, outputs | set(fused.viewed))
+    saves = _traffic(fused.layers, after, still) < _traffic(layers, choices, stored)
+    return fused if saves else Fusion(layers)
+
+
+def _traffic(layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str]) -> float:
+    return sum(hbm_words(choice, layers[k].target.name in stored) for k, choice in choices.items())
 
 
 def _chosen(runs: Sequence[_Run], count: int) -> list[_Run]:
@@ -97,7 +108,7 @@ def _best(
     inner = _inner(layers, outputs, first, end)
     if inner is None or not inner & stored:  # nothing between the layers goes through HBM
         return None
-    apart = sum(hbm_words(choices[k], layers[k].target.name in stored) for k in range(first, end))
+    apart = _traffic(layers, {k: choices[k] for k in range(first, end)}, stored)
     cycles = sum(modelled_cycles(config, choices[k]) for k in range(first, end))
     cycles += STEP_CYCLES * len(run)
     apart += STEP_WORDS * config.mesh.tiles * len(run)
@@ -129,8 +140,7 @@ def _cost(
     stored = in_hbm(stripe.layers, choices, set(stripe.parts))
     if any(layer.target.name in stored for layer in stripe.layers[:-1]):
         return None
-    words = sum(hbm_words(choices[k], layer.target.name in stored)
-                for k, layer in enumerate(stripe.layers))
+    words = _traffic(stripe.layers, choices, stored)
     return words, sum(modelled_cycles(config, choice) for choice in choices.values())
 
 
