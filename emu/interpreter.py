@@ -59,6 +59,10 @@ AT_DISPATCH = (
     Opcode.LAYER, Opcode.FRAMES, Opcode.PIN, Opcode.UNPIN, Opcode.SET, Opcode.ADD, Opcode.END
 )
 
+WAIT_FIELDS = tuple((f"wait{i}_sem", f"wait{i}_count") for i in range(WAITS))
+SIGNAL_FIELDS = tuple((f"signal{i}_valid", f"signal{i}_rect", f"signal{i}_sem")
+                      for i in range(SIGNALS))
+
 
 class Interpreter:
     """Runs the streams of ``words`` (a global HBM image) on ``config``.
@@ -109,9 +113,13 @@ class Interpreter:
         while not all(tile.done for tile in self.tiles.values()):
             moved = False
             for tile in self.tiles.values():
-                moved |= self._dispatch(tile)
+                if tile.is_stuck:
+                    continue
+                acted = self._dispatch(tile)
                 for queue in Queue:
-                    moved |= self._advance(tile, queue)
+                    acted |= self._advance(tile, queue)
+                tile.is_stuck = not acted
+                moved |= acted
             if self.pending and (self.eager or not moved):
                 moved = True
                 for _ in range(len(self.pending) if self.eager else 1):
@@ -187,9 +195,9 @@ class Interpreter:
 
     def _check_waits(self, tile: Tile, queue: int, fields: Fields) -> None:
         """Every semaphore is awaited in one queue: two would race for its arrivals."""
-        for i in range(WAITS):
-            if fields[f"wait{i}_count"]:
-                sem = fields[f"wait{i}_sem"]
+        for semaphore, amount in WAIT_FIELDS:
+            if fields[amount]:
+                sem = fields[semaphore]
                 other = tile.waiters.setdefault(sem, queue)
                 if other != queue:
                     raise ProgramError(
@@ -235,13 +243,11 @@ class Interpreter:
         commands = tile.queues[queue]
         while commands:
             opcode, fields = commands[0]
-            waits = [
-                (fields[f"wait{i}_sem"], fields[f"wait{i}_count"])
-                for i in range(WAITS) if fields[f"wait{i}_count"]
-            ]
             need: dict[int, int] = {}
-            for sem, count in waits:
-                need[sem] = need.get(sem, 0) + count
+            for semaphore, amount in WAIT_FIELDS:
+                if count := fields[amount]:
+                    sem = fields[semaphore]
+                    need[sem] = need.get(sem, 0) + count
             if any(tile.semaphores[sem] < count for sem, count in need.items()):
                 break
             for sem, count in need.items():
@@ -260,16 +266,17 @@ class Interpreter:
         return moved
 
     def _signal(self, tile: Tile, fields: Fields) -> None:
-        for i in range(SIGNALS):
-            if fields[f"signal{i}_valid"]:
-                receivers = tiles_of(fields[f"signal{i}_rect"])
+        for valid, rect, semaphore in SIGNAL_FIELDS:
+            if fields[valid]:
+                receivers = tiles_of(fields[rect])
                 # A signal to another tile travels behind the words sent before it.
                 while tile.pushes and receivers != [(tile.x, tile.y)]:
                     self._pushed(tile)
                 for where in receivers:
-                    self._count(self.tiles[where], fields[f"signal{i}_sem"], 1)
+                    self._count(self.tiles[where], fields[semaphore], 1)
 
     def _count(self, tile: Tile, sem: int, amount: int) -> None:
+        tile.is_stuck = False
         tile.semaphores[sem] += amount
         if tile.semaphores[sem] >= 1 << 16:
             raise ProgramError(f"{tile.name}: semaphore {sem} overflows")

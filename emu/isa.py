@@ -11,6 +11,7 @@ bits.
 """
 
 from enum import IntEnum
+from functools import cache
 
 from emu.errors import UserError
 
@@ -290,18 +291,29 @@ def pack_fields(fields: Fields, values: dict[str, int]) -> int:
     UserError
         If a value has no such field or does not fit it.
     """
-    unknown = set(values) - {name for name, _ in fields}
-    if unknown:
-        raise UserError(f"no such command field: {', '.join(sorted(unknown))}")
-    word, offset = 0, 0
-    for name, width in fields:
-        value, bits = int(values.get(name, 0)), abs(width)
-        low, high = (-(1 << bits - 1), 1 << bits - 1) if width < 0 else (0, 1 << bits)
+    places = _places(fields)
+    word = 0
+    for name, given in values.items():
+        if name not in places:
+            raise UserError(f"no such command field: {name}")
+        offset, bits, low, high = places[name]
+        value = int(given)
         if not low <= value < high:
             raise UserError(f"command field {name} = {value} does not fit {bits} bits")
         word |= (value & (1 << bits) - 1) << offset
-        offset += bits
     return word
+
+
+@cache
+def _places(fields: Fields) -> dict[str, tuple[int, int, int, int]]:
+    """Of each field its first bit, its bits, its least value and one more than its greatest."""
+    places, offset = {}, 0
+    for name, width in fields:
+        bits = abs(width)
+        low, high = (-(1 << bits - 1), 1 << bits - 1) if width < 0 else (0, 1 << bits)
+        places[name] = offset, bits, low, high
+        offset += bits
+    return places
 
 
 def unpack_fields(fields: Fields, word: int) -> dict[str, int]:

@@ -3,6 +3,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ class ProgramError(UserError):
     """A program that the machine could not run."""
 
 
+@cache
 def tiles_of(rect: int) -> list[tuple[int, int]]:
     """Coordinates (x, y) of an encoded rectangle."""
     r = unpack_fields(RECT, rect)
@@ -72,6 +74,8 @@ class Tile:
     """Words for other tiles, on their way in order."""
     scatters: bool = False
     """It has stored to tiles by a list."""
+    is_stuck: bool = False
+    """Nothing could run in it, and no semaphore has counted since."""
     done: bool = False
 
     @property

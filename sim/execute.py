@@ -29,6 +29,7 @@ import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
+from emu.interpreter import verify
 from emu.network import trained
 from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
 from emu.network.layers import Network
@@ -226,11 +227,12 @@ def run(
     output: str | None = None,
     progress: Progress = lambda text: None,
     network: Network | None = None,
+    program: Program | None = None,
 ) -> dict[str, Any]:
     """Run ``workload`` (a built-in name or an ``.onnx`` path) on the RTL chip.
 
     network: What to run instead of the workload, whose inputs and task it has: a variant of it,
-        which no command line repeats.
+        which no command line repeats. program: What that compiles to, if somebody knows already.
 
     Returns the result of schema version 1; see the README for its keys.
 
@@ -240,8 +242,8 @@ def run(
     RunError: If outputs differ, a conservation check fails or the machine does not end.
     """
     check_writable(output)
-    return _execute(_prepare(workload, chip, settings, options or Options(), progress, network),
-                    output, progress)
+    return _execute(_prepare(workload, chip, settings, options or Options(), progress, network,
+                             program), output, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +260,7 @@ class _Job:
 
 def _prepare(
     workload: str, chip: str, settings: Iterable[str], options: Options, progress: Progress,
-    network: Network | None = None,
+    network: Network | None = None, program: Program | None = None,
 ) -> _Job:
     """Check everything, compute what to expect, and compile, which finds what does not fit."""
     settings = list(settings)
@@ -285,9 +287,11 @@ def _prepare(
         else trained.samples(workload, network) or random_inputs(network, options.seed)
     )
     progress("compiling")
+    if program:
+        verify(program)
     return _Job(
         workload=workload, inputs=inputs, expected=evaluate(network, inputs),
-        program=compile_network(network, config), options=options,
+        program=program or compile_network(network, config), options=options,
         replay=replay_command(workload, chip, settings, options),
     )
 

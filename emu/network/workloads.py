@@ -142,6 +142,15 @@ _LIST: tuple[tuple[str, str, Conv | Gemm | tuple[Conv | Gemm, ...]], ...] = (
             Gemm(rows=1, inputs=512, outputs=20),
         ),
     ),
+    (
+        "tiny.inverted",
+        "test: an inverted residual block, 28x28, 16 to 96, 3x3 depthwise stride 2, 96 to 24",
+        (
+            _square(16, 96, 28, relu=True),
+            _square(96, 96, 28, 3, stride=2, groups=96, relu=True),
+            _square(96, 24, 14),
+        ),
+    ),
 )
 _NETWORKS = (
     Workload(

@@ -155,7 +155,7 @@ def chip_row(case: Case, progress: Progress) -> dict[str, Any]:
         return json.loads(file.read_text()) | _named(case)
     result = run(case.workload, chip=case.chip, settings=case.settings, options=Options(),
                  progress=lambda text: progress(f"{case.group}, {case.name}: {text}"),
-                 network=program.network if case.network else None)
+                 network=program.network, program=program)
     counters = Counters(result["counters"])
     footprint = {name: place(items).high_water for name, items in program.memories.items()}
     row = {

@@ -58,10 +58,8 @@ def cases(quick: bool) -> list[Case]:
         add("all pages fit", workload, network, ("run_ahead", "next_layer", ""), TOKENS,
             cache_pages=most, **quicker)
         return found
-    for text, values in (("20,000 cycles, 4 B a cycle", {}),
-                         ("5,000 cycles, 16 B a cycle", quicker)):
-        add(f"{text}, half of the pages fit", workload, network, POLICIES, TOKENS,
-            cache_pages=few, **values)
+    add("5,000 cycles, 16 B a cycle, half of the pages fit", workload, network, POLICIES, TOKENS,
+        cache_pages=few, **quicker)
     add("5,000 cycles, 16 B a cycle, random frames", workload, network, POLICIES[2:], TOKENS,
         cache_pages=few, replacement="random", **quicker)
     add("5,000 cycles, 16 B a cycle, all pages fit", workload, network,
