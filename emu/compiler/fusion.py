@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from emu.compiler.choices import in_hbm, plan_layers
+from emu.compiler.geometry import geometry_of
 from emu.compiler.mapping import part
 from emu.compiler.residency import Choice, hbm_words, modelled_cycles
 from emu.compiler.views import Part
@@ -25,9 +26,9 @@ MOST_LAYERS = 6
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 MOST_CYCLES = 1.25
 """Of the modelled cycles of the same layers one by one."""
-STEP_CYCLES, STEP_WORDS = 400, 24
+STEP_CYCLES, STEP_WORDS = 400, 90
 """What a step costs beside its work: cycles from barrier to barrier, and words of commands in every
-tile; both rounded up from runs of MobileNetV2."""
+tile (82 to 96 in MobileNetV2)."""
 
 Rows = tuple[int, int]
 
@@ -57,6 +58,40 @@ class _Run:
     saved: float
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """A network whose layers run one by one; ``stored``: tensors that lie in HBM then, of which
+    ``outputs`` do in any case."""
+
+    config: Config
+    layers: list[Layer]
+    outputs: set[str]
+    cap: int
+    choices: dict[int, Choice]
+    stored: set[str]
+
+    def inner(self, first: int, end: int) -> set[str] | None:
+        """Tensors that only layers ``first .. end - 1`` read and make; None if they are no run: all
+        are convolutions of one image, and what they make stays among them, but for the last
+        one's."""
+        run = self.layers[first:end]
+        for layer in run:
+            if not isinstance(layer, ConvLayer) or layer.target.shape[0] > 1:
+                return None
+        inner = {layer.target.name for layer in run[:-1]}
+        others = {source.name for layer in (*self.layers[:first], *self.layers[end:])
+                  for source in layer.sources}
+        read = {source.name for layer in run for source in layer.sources}
+        return inner if inner <= read and not inner & (others | self.outputs) else None
+
+    def cost(self, first: int, end: int) -> tuple[float, float]:
+        """(HBM words, modelled cycles) of some layers, those of their steps included."""
+        chosen = {k: self.choices[k] for k in range(first, end)}
+        cycles = sum(modelled_cycles(self.config, choice) for choice in chosen.values())
+        words, more = _of_steps(self.config, end - first)
+        return _traffic(self.layers, chosen, self.stored) + words, cycles + more
+
+
 def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fusion:
     """Fuse the runs of ``layers`` that save most words of HBM in all and take at most
     ``MOST_CYCLES`` of their modelled cycles; ``outputs``: tensors that lie in HBM in any case.
@@ -65,11 +100,11 @@ def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fu
     shows in the end: if all together save nothing, none is fused.
     """
     choices = plan_layers(config, layers, cap)
-    stored = in_hbm(layers, choices, outputs)
+    apart = _Apart(config, layers, outputs, cap, choices, in_hbm(layers, choices, outputs))
     found = [
         run for first in range(len(layers))
         for end in range(first + 2, min(first + MOST_LAYERS, len(layers)) + 1)
-        if (run := _best(config, layers, choices, stored, outputs, first, end, cap))
+        if (run := _best(apart, first, end))
     ]
     fused = Fusion([])
     done = 0
@@ -80,12 +115,17 @@ def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fu
     fused.layers += layers[done:]
     after = plan_layers(config, fused.layers, cap) if done else choices
     still = in_hbm(fused.layers, after, outputs | set(fused.viewed))
-    saves = _traffic(fused.layers, after, still) < _traffic(layers, choices, stored)
+    saves = _traffic(fused.layers, after, still) < _traffic(layers, choices, apart.stored)
     return fused if saves else Fusion(layers)
 
 
 def _traffic(layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str]) -> float:
     return sum(hbm_words(choice, layers[k].target.name in stored) for k, choice in choices.items())
+
+
+def _of_steps(config: Config, steps: int) -> tuple[int, int]:
+    """(HBM words, cycles) of steps beside their work."""
+    return STEP_WORDS * config.mesh.tiles * steps, STEP_CYCLES * steps
 
 
 def _chosen(runs: Sequence[_Run], count: int) -> list[_Run]:
@@ -99,64 +139,54 @@ def _chosen(runs: Sequence[_Run], count: int) -> list[_Run]:
     return best[-1][1]
 
 
-def _best(
-    config: Config, layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str],
-    outputs: set[str], first: int, end: int, cap: int,
-) -> _Run | None:
+def _best(apart: _Apart, first: int, end: int) -> _Run | None:
     """The number of stripes that saves most; None if nothing is saved or the run has no stripes."""
-    run = layers[first:end]
-    inner = _inner(layers, outputs, first, end)
-    if inner is None or not inner & stored:  # nothing between the layers goes through HBM
+    run, inner = apart.layers[first:end], apart.inner(first, end)
+    if inner is None or not inner & apart.stored:  # nothing between the layers goes through HBM
         return None
-    apart = _traffic(layers, {k: choices[k] for k in range(first, end)}, stored)
-    cycles = sum(modelled_cycles(config, choices[k]) for k in range(first, end))
-    cycles += STEP_CYCLES * len(run)
-    apart += STEP_WORDS * config.mesh.tiles * len(run)
+    words, cycles = apart.cost(first, end)
     ends = _ends(run)
-    more = sum(_words(tensor) for name, tensor in ends.items() if name not in stored)
+    more = sum(_words(tensor) for name, tensor in ends.items() if name not in apart.stored)
+    least, each = sum(map(_words, ends.values())), _least_words(apart, run)
     height = run[-1].target.shape[2]
     best: _Run | None = None
     for count in (count for count in STRIPES if count <= height):
+        if least + count * each >= words:
+            break
         stripes = [rows for k in range(count) if (rows := _rows(run, part(height, count, k)))]
-        found = _cost(config, run, stripes[count // 2], cap) if len(stripes) == count else None
+        found = _cost(apart, run, stripes[count // 2]) if len(stripes) == count else None
         if found is None:
             continue
-        words = count * (found[0] + STEP_WORDS * config.mesh.tiles * len(run)) + more
-        if words < apart and count * (found[1] + STEP_CYCLES * len(run)) <= MOST_CYCLES * cycles:
-            if best and apart - words <= best.saved:
+        saved = words - count * found[0] - more
+        if saved > 0 and count * found[1] <= MOST_CYCLES * cycles:
+            if best and saved <= best.saved:
                 break
-            best = _Run(first, end, stripes, apart - words)
+            best = _Run(first, end, stripes, saved)
     return best
 
 
 def _cost(
-    config: Config, run: Sequence[Layer], rows: Mapping[str, Rows], cap: int
+    apart: _Apart, run: Sequence[Layer], rows: Mapping[str, Rows]
 ) -> tuple[float, float] | None:
-    """(HBM words, modelled cycles) of a stripe; None if what lies between its layers does not stay
-    on the chip."""
+    """(HBM words, modelled cycles) of a stripe and its steps; None if what lies between its layers
+    does not stay on the chip."""
     stripe = Fusion([])
     _put_stripe(stripe, run, rows, 0)
-    choices = plan_layers(config, stripe.layers, cap)
+    choices = plan_layers(apart.config, stripe.layers, apart.cap)
     stored = in_hbm(stripe.layers, choices, set(stripe.parts))
     if any(layer.target.name in stored for layer in stripe.layers[:-1]):
         return None
-    words = _traffic(stripe.layers, choices, stored)
-    return words, sum(modelled_cycles(config, choice) for choice in choices.values())
+    words, cycles = _of_steps(apart.config, len(run))
+    work = sum(modelled_cycles(apart.config, choice) for choice in choices.values())
+    return words + _traffic(stripe.layers, choices, stored), cycles + work
 
 
-def _inner(layers: Sequence[Layer], outputs: set[str], first: int, end: int) -> set[str] | None:
-    """Tensors that only layers of the run read and make; None if it is no run: all are convolutions
-    of one image, and what they make stays among them, but for the last one's."""
-    run = layers[first:end]
-    for layer in run:
-        if not isinstance(layer, ConvLayer) or layer.target.shape[0] > 1:
-            return None
-    inner = {layer.target.name for layer in run[:-1]}
-    others = {source.name for layer in (*layers[:first], *layers[end:]) for source in layer.sources}
-    read = {source.name for layer in run for source in layer.sources}
-    if inner & (others | outputs) or not inner <= read:
-        return None
-    return inner
+def _least_words(apart: _Apart, run: Sequence[Layer]) -> int:
+    """HBM words of every stripe beside what the run reads and makes: weights and steps."""
+    shapes = [geometry_of(layer) for layer in run if isinstance(layer, ConvLayer)]
+    weights = sum(shape.tile_words * sum(map(shape.passes, range(shape.out_groups)))
+                  for shape in shapes)
+    return weights + _of_steps(apart.config, len(run))[0]
 
 
 def _ends(run: Sequence[Layer]) -> dict[str, Operand]:

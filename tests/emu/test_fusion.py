@@ -43,9 +43,9 @@ def reference(layers, x):
 def force(monkeypatch, count):
     """Fuse whatever can be, in ``count`` stripes, longest runs first."""
 
-    def best(config, layers, choices, stored, outputs, first, end, cap):
-        run = layers[first:end]
-        if fusion._inner(layers, outputs, first, end) is None:
+    def best(apart, first, end):
+        run = apart.layers[first:end]
+        if apart.inner(first, end) is None:
             return None
         height = run[-1].target.shape[2]
         rows = [fusion._rows(run, part(height, min(count, height), k))
