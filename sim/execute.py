@@ -29,7 +29,6 @@ import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
-from emu.interpreter import verify
 from emu.network import trained
 from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
 from emu.network.layers import Network
@@ -232,7 +231,8 @@ def run(
     """Run ``workload`` (a built-in name or an ``.onnx`` path) on the RTL chip.
 
     network: What to run instead of the workload, whose inputs and task it has: a variant of it,
-        which no command line repeats. program: What that compiles to, if somebody knows already.
+        which no command line repeats. program: What that compiles to, if somebody knows already;
+        no token game is played over it.
 
     Returns the result of schema version 1; see the README for its keys.
 
@@ -287,8 +287,6 @@ def _prepare(
         else trained.samples(workload, network) or random_inputs(network, options.seed)
     )
     progress("compiling")
-    if program:
-        verify(program)
     return _Job(
         workload=workload, inputs=inputs, expected=evaluate(network, inputs),
         program=program or compile_network(network, config), options=options,

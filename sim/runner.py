@@ -218,6 +218,7 @@ def run(
     extra = dict(env or {})
     extra["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     extra["COCOTB_RANDOM_SEED"] = str(seed)
+    extra["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # cocotb asks pytest for assertions' texts alone
     if gpi_clock:
         extra["COCOTB_TRUST_INERTIAL_WRITES"] = "1"
     args, test_args = list(plusargs), []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emu.errors import UserError
 from emu.network import precision, trained
@@ -58,13 +59,17 @@ def _minilm() -> Callable[[Sequence[str], slice], float]:
     model = load_minilm()
     scales = calibrate(model)
 
-    def error(names: Sequence[str], part: slice) -> float:
-        texts = [text for pair in PAIRS[part] for text in pair]
+    @cache
+    def task(first: int, end: int | None) -> tuple[Network, NDArray[np.float64]]:
+        texts = [text for pair in PAIRS[first:end] for text in pair]
         network = build(model, scales, [model.tokenizer(text) for text in texts])
+        return network, cosines(np.array([model.embed(text) for text in texts]))
+
+    def error(names: Sequence[str], part: slice) -> float:
+        network, theirs = task(part.start, part.stop)
         network = precision.with_nibbles(network, names)
         out = exact(network, network.given or {})["mean"]
         ours = cosines(scales["mean"].real(out[0, :, 0].T))
-        theirs = cosines(np.array([model.embed(text) for text in texts]))
         return float(np.abs(ours - theirs).mean())
 
     return error
