@@ -135,7 +135,7 @@ def _exact(items: Sequence[Item]) -> tuple[tuple[int, ...], bool]:
     item that is not yet placed cannot end below the best found.
     """
     bound = lower_bound(items)
-    best = min((_first_fit(items), _best_fit(items), _greedy_by_size(items)),
+    best = min((strategy(items) for strategy in STRATEGIES.values()),
                key=lambda offsets: _high(items, offsets))
     least, nodes = _high(items, best), 0
     if least == bound:
@@ -172,7 +172,7 @@ def _exact(items: Sequence[Item]) -> tuple[tuple[int, ...], bool]:
 
 STRATEGIES: dict[str, Callable[[Sequence[Item]], tuple[int, ...]]] = {
     "none": _none, "first_fit": _first_fit, "best_fit": _best_fit,
-    "power_of_two": _power_of_two, "greedy_by_size": _greedy_by_size,
+    "greedy_by_size": _greedy_by_size, "power_of_two": _power_of_two,
 }
 NAMES = (*STRATEGIES, "exact")
 

@@ -63,10 +63,10 @@ def stopping() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # it gets no signals
         yield
         return
-    _stopped.clear()
     old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        _stopped.clear()
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -35,7 +35,8 @@ def odd(tmp_path_factory):
 
 
 @pytest.mark.rtl
-@pytest.mark.parametrize("workload", [*TINY, "resnet50.res4_3x3"])
+@pytest.mark.parametrize("workload", [
+    *TINY, pytest.param("resnet50.res4_3x3", marks=pytest.mark.slow)])
 def test_three_by_five_tiles_and_one_channel(odd, workload):
     result = run(workload, chip=odd, options=Options(seed=2))
     assert result["chip"]["name"] == "odd" and result["chip"]["mesh"]["cols"] == 5

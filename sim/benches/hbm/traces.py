@@ -34,6 +34,7 @@ VARIANTS = {
     for address_map in ("M1", "M2")
     for short, refresh in REFRESH.items()
 }
+QUICK = ("M1_pb", "M2_ab", "M2_none")
 
 
 def load(name: str) -> list[tuple[int, int, bool]]:

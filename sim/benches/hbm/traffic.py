@@ -37,6 +37,7 @@ VARIANTS = {
         "hbm.scheduler=fr_fcfs_cap", "hbm.row_hit_cap=4", "hbm.read_queue=8",
         "hbm.write_queue=8", "hbm.address_map=CCRRRRRRRRRRRRRRRBBGCCCGOOOOO"),
 }
+QUICK = ("per_bank", "none_b_closed", "ecc")
 
 WORDS = 1 << 16
 SOURCES = [(x, y) for x in range(3) for y in range(2)]

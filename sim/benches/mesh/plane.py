@@ -25,6 +25,7 @@ CASES = {
     "x_first_1x1": Case("general", 1, 1, "x_first", depth=2),
 }
 VARIANTS = {name: case.mesh for name, case in CASES.items()}
+QUICK = ("up_4x4", "down_4x4", "y_first_3x5", "x_first_1x1")
 CASE = CASES[os.environ.get("HEADRACE_VARIANT", "up_4x4")]
 
 
