@@ -19,6 +19,7 @@ from emu.compiler.mapping import part
 from emu.compiler.residency import Choice, hbm_words, modelled_cycles
 from emu.compiler.views import Part
 from emu.config import Config
+from emu.errors import UserError
 from emu.network.layers import ConvLayer, Layer, Operand
 
 MOST_LAYERS = 6
@@ -98,6 +99,11 @@ def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fu
 
     A run is judged by itself; what it changes for layers around it, whose edges have other room,
     shows in the end: if all together save nothing, none is fused.
+
+    Raises
+    ------
+    UserError
+        If a tensor of ``layers`` has the name of a stripe.
     """
     choices = plan_layers(config, layers, cap)
     apart = _Apart(config, layers, outputs, cap, choices, in_hbm(layers, choices, outputs))
@@ -113,10 +119,20 @@ def fuse(config: Config, layers: list[Layer], outputs: set[str], cap: int) -> Fu
         _put(fused, layers[run.first:run.end], run.stripes)
         done = run.end
     fused.layers += layers[done:]
+    _check_names(layers, fused)
     after = plan_layers(config, fused.layers, cap) if done else choices
     still = in_hbm(fused.layers, after, outputs | set(fused.viewed))
     saves = _traffic(fused.layers, after, still) < _traffic(layers, choices, apart.stored)
     return fused if saves else Fusion(layers)
+
+
+def _check_names(layers: Sequence[Layer], fused: Fusion) -> None:
+    old = {end.name for layer in layers for end in (*layer.sources, layer.target)}
+    kept = set(map(id, layers))
+    stripes = {layer.target.name for layer in fused.layers if id(layer) not in kept}
+    if taken := sorted(old & (stripes | set(fused.parts))):
+        raise UserError(f"mapping.fused: a stripe would be called {taken[0]}, like a tensor of the "
+                        "network: rename that")
 
 
 def _traffic(layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str]) -> float:
@@ -234,14 +250,14 @@ def _rows(run: Sequence[Layer], last: Rows) -> dict[str, Rows] | None:
 
 def _put(fused: Fusion, run: Sequence[Layer], stripes: Sequence[Mapping[str, Rows]]) -> None:
     """Append all stripes of a run, whose ``rows`` are given."""
-    done = dict.fromkeys((layer.name for layer in run), 0)
+    done = dict.fromkeys((layer.target.name for layer in run), 0)
     for number, rows in enumerate(stripes):
         _put_stripe(fused, run, rows, number)
         for layer, stripe in zip(run, fused.layers[-len(run):], strict=True):
-            height = layer.target.shape[2]
-            end = rows[layer.target.name][1] if number < len(stripes) - 1 else height
-            fused.shares[stripe.name] = layer.name, (end - done[layer.name]) / height
-            done[layer.name] = end
+            name, height = layer.target.name, layer.target.shape[2]
+            end = rows[name][1] if number < len(stripes) - 1 else height
+            fused.shares[stripe.name] = layer.name, (end - done[name]) / height
+            done[name] = end
 
 
 def _put_stripe(
@@ -258,12 +274,12 @@ def _put_stripe(
     for layer in run:
         assert isinstance(layer, ConvLayer)
         first, end = rows[layer.target.name]
-        sources = [
-            _cut(source, f"{source.name}@{number}", high - low) if source.name in rows
-            else outside(source, f"{source.name}@{layer.name}@{number}", low, high)
-            for source, (low, high) in _reads(layer, (first, end))
-        ]
         name = f"{layer.target.name}@{number}"
+        sources = [  # an addend may be other rows of what the layer reads as its input
+            _cut(source, f"{source.name}@{number}", high - low) if source.name in rows
+            else outside(source, f"{source.name}@{name}@{place}", low, high)
+            for place, (source, (low, high)) in enumerate(_reads(layer, (first, end)))
+        ]
         is_last = layer is run[-1]
         target = (outside(layer.target, name, first, end) if is_last
                   else _cut(layer.target, name, end - first))

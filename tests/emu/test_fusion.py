@@ -101,6 +101,32 @@ def test_an_addition_in_a_run(monkeypatch, inside):
         found["out"], layers[2].table[total.view(np.uint8)].view(np.int8))
 
 
+def test_an_addend_that_is_the_input_with_other_rows(monkeypatch):
+    """``x + conv3x3(x)`` in a run: of x the convolution needs more rows than the addition."""
+    rng = np.random.default_rng(6)
+    one = make_layer(rng, c=24, m=24, h=14, w=9, k=(3, 3), pads=(1, 1, 1, 1), source="t0",
+                     target="y", name="one")
+    addend = Operand("t0", one.input_shape, True, one.x_zero)
+    one = with_residual(rng, one, addend, first=False, target="s")
+    two = make_layer(rng, c=24, m=16, h=14, w=9, source="s", target="z", name="two",
+                     x_zero=one.target.zero)
+    x = make_input(rng, one)
+    force(monkeypatch, 4)
+    program = compile_network([one, two], load_config("small", SMALL))
+    assert len(program.layer_names) == 8
+    np.testing.assert_array_equal(
+        execute(program, {"t0": x})["z"], golden(two, added(one, golden(one, x), x)))
+
+
+def test_a_tensor_called_like_a_stripe(monkeypatch):
+    rng = np.random.default_rng(9)
+    layers = chain(rng, 8, 8)
+    layers[2] = replace(layers[2], output_name="t1@1")
+    force(monkeypatch, 2)
+    with pytest.raises(UserError, match="would be called t1@1"):
+        compile_network(layers, load_config("small", SMALL))
+
+
 def test_what_is_no_run(monkeypatch):
     """Several images, a tensor that others read, an output: all stay as they are."""
     rng = np.random.default_rng(8)
