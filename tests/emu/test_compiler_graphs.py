@@ -12,7 +12,7 @@ from emu.compiler.choices import in_hbm, plan_layers
 from emu.compiler.space_to_depth import block_of, from_blocks, over_blocks, to_blocks
 from emu.config import load_config
 from emu.interpreter import execute
-from emu.network.layers import Operand, Residual
+from emu.network.layers import Operand, Residual, SliceLayer
 from emu.network.workloads import load_network
 from emu.requantise import add_by_table, add_scales, add_table
 from tests.emu.compiler_layers import golden, make_input, make_layer
@@ -151,3 +151,19 @@ def test_edges_have_all_semaphores_that_nobody_else_needs():
     outputs = {tensor.layer_name for tensor in network.outputs}
     choices = plan_layers(load_config("base"), layers, 32)
     assert len(in_hbm(layers, choices, outputs)) == 7
+
+
+@pytest.mark.parametrize("channel, pixel", [(0, 0), (16, 8), (32, 20)])
+def test_a_convolution_of_a_slice(channel, pixel):
+    """It reads a part of another tensor, whose groups lie further apart than its own pixels."""
+    rng = np.random.default_rng(channel)
+    one = make_layer(rng, c=20, m=64, w=40, target="a", name="one")
+    whole = Operand("a", one.output_shape, True, one.y_zero)
+    cut = Operand("b", (1, 32, 1, 20), True, one.y_zero)
+    two = make_layer(rng, c=32, m=20, w=20, k=(1, 3), pads=(0, 1, 0, 1), source="b", target="z",
+                     name="two", x_zero=one.y_zero)
+    view = SliceLayer(name="cut", source=whole, target=cut, channel=channel, pixel=pixel)
+    program = compile_network([one, view, two], load_config("small"))
+    x = make_input(rng, one)
+    part = golden(one, x)[:, channel : channel + 32, :, pixel : pixel + 20]
+    np.testing.assert_array_equal(execute(program, {"x": x})["z"], golden(two, part))
