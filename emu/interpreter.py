@@ -270,7 +270,7 @@ class Interpreter:
             if fields[valid]:
                 receivers = tiles_of(fields[rect])
                 # A signal to another tile travels behind the words sent before it.
-                while tile.pushes and receivers != [(tile.x, tile.y)]:
+                while tile.pushes and receivers != ((tile.x, tile.y),):
                     self._pushed(tile)
                 for where in receivers:
                     self._count(self.tiles[where], fields[semaphore], 1)

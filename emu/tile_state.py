@@ -23,14 +23,14 @@ class ProgramError(UserError):
 
 
 @cache
-def tiles_of(rect: int) -> list[tuple[int, int]]:
+def tiles_of(rect: int) -> tuple[tuple[int, int], ...]:
     """Coordinates (x, y) of an encoded rectangle."""
     r = unpack_fields(RECT, rect)
-    return [
+    return tuple(
         (x, y)
         for y in range(r["y0"], r["y1"] + 1, 1 << r["ys"])
         for x in range(r["x0"], r["x1"] + 1, 1 << r["xs"])
-    ]
+    )
 
 
 def offsets(

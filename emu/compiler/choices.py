@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from emu.compiler.geometry import Geometry, geometry_of
+from emu.compiler.layer_cost import modelled_cycles
 from emu.compiler.mapping import tile_groups
 from emu.compiler.plan_layer import plan_layer
-from emu.compiler.residency import Choice, Need, modelled_cycles, plan_resident
+from emu.compiler.residency import Choice, Need, plan_resident
 from emu.compiler.stream import EDGES, EDGES_BESIDE_EXPERTS
 from emu.config import Config
 from emu.network.layers import ConvLayer, ExpertLayer, Layer

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from emu.compiler.choices import in_hbm, plan_layers
 from emu.compiler.geometry import geometry_of
+from emu.compiler.layer_cost import hbm_words, modelled_cycles
 from emu.compiler.mapping import part
-from emu.compiler.residency import Choice, hbm_words, modelled_cycles
+from emu.compiler.residency import Choice
 from emu.compiler.views import Part
 from emu.config import Config
 from emu.errors import UserError
@@ -135,7 +136,7 @@ def _check_names(layers: Sequence[Layer], fused: Fusion) -> None:
                         "network: rename that")
 
 
-def _traffic(layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str]) -> float:
+def _traffic(layers: Sequence[Layer], choices: Mapping[int, Choice], stored: set[str]) -> int:
     return sum(hbm_words(choice, layers[k].target.name in stored) for k, choice in choices.items())
 
 

@@ -81,7 +81,8 @@ class Program:
 
     @property
     def compulsory_bytes(self) -> dict[str, int]:
-        """Distinct HBM bytes that the layers refer to, commands excluded."""
+        """Distinct HBM bytes that the layers refer to, commands excluded. A stripe of a fused layer
+        is a layer: it refers to its weights, and to rows at its borders, once more."""
         inputs: dict[str, int] = {}
         for bound in self.rooflines:
             for name, words in bound.reads.items():

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from emu.compiler.fit import plan_step
 from emu.compiler.geometry import Geometry
+from emu.compiler.layer_cost import modelled_cycles
 from emu.compiler.mapping import Rect, Split, choose, cost, part, single
 from emu.compiler.plan_layer import plan_layer
-from emu.compiler.schedule import Item, Work, schedule
+from emu.compiler.schedule import Item
 from emu.compiler.stream import FIRST_EDGE, Flow
-from emu.compiler.tiling import PIECES, Plan, plan_weights
+from emu.compiler.tiling import PIECES, Plan
 from emu.config import BLOCK_WORDS, WORD_BYTES, Config
 from emu.errors import UserError
 from emu.planner import Item as Area
@@ -152,57 +153,6 @@ def plan_resident(
         if cycles <= MOST_IN_ALL * sum(apart.values()):
             return found if any(choice.filled for choice in found.values()) else None
     return None
-
-
-def modelled_cycles(config: Config, choice: Choice) -> float:
-    """The bound of a layer, from one of its tiles: passes, inbound words, HBM words with weights
-    fetched again."""
-    total = 0.0
-    for plan in choice.plans:
-        worst = _worst_tile(plan)
-        inputs = 0 if choice.source else worst.inputs
-        compute = sum(op.segment.tiles * plan.shape.pass_cycles(op.pixels[1] - op.pixels[0])
-                      for op in worst.work.ops)
-        hbm = _weight_words(plan, worst.work) + inputs * plan.split.pixel_parts
-        total += max(compute, (worst.weights + inputs) / 0.9, hbm / config.hbm.channels / 0.9)
-    return total
-
-
-def hbm_words(choice: Choice, stored: bool) -> float:
-    """Words that a layer reads from HBM and, if its output is ``stored`` there, writes."""
-    total = 0.0
-    for plan in choice.plans:
-        worst, made = _worst_tile(plan), len(plan.groups) * plan.shape.pixels
-        inputs = 0 if choice.source else worst.inputs * plan.split.pixel_parts
-        added = made * (plan.shape.has_residual and not choice.residual)
-        total += _weight_words(plan, worst.work) + inputs + added + made * stored
-    return total
-
-
-@dataclass(frozen=True)
-class _WorstTile:
-    """Of the tile with most output groups: its work, words of inputs and of weights."""
-
-    work: Work
-    inputs: int
-    weights: int
-
-
-def _worst_tile(plan: Plan) -> _WorstTile:
-    ranges = [plan.channel_range(c) for c in range(plan.split.channel_parts)]
-    c = max(range(len(ranges)), key=lambda k: ranges[k][1] - ranges[k][0])
-    weights = plan_weights(plan, c, ())
-    work = schedule(plan, weights, 0, c, ())
-    inputs = sum(piece.words for item in work.items for piece in item.pieces)
-    tiles = sum(n for _, n in weights.descriptors)
-    return _WorstTile(work, inputs, work.generations * plan.shape.tile_words * tiles)
-
-
-def _weight_words(plan: Plan, work: Work) -> int:
-    """Words of weights that all tiles read together."""
-    copies = 1 if plan.share_weights else plan.split.pixel_parts
-    tiles = sum(map(plan.shape.passes, plan.groups))
-    return copies * work.generations * plan.shape.tile_words * tiles
 
 
 class _Search:

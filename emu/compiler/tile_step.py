@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emu.compiler.geometry import RESIDUAL_WORDS, ROW_TAPS
-from emu.compiler.images import Tensor
 from emu.compiler.mapping import encode_rect, part, single
-from emu.compiler.residency import Edge, Landing
+from emu.compiler.out_moves import deliveries, move_out
 from emu.compiler.schedule import Item, Op
 from emu.compiler.stream import (
     OUT_READY,
@@ -219,7 +218,7 @@ class TileStep:
             self.stream.add(
                 Opcode.LOAD, waits, (), Queue.LOAD, rect=encode_rect(single(*self.tile)),
                 sem_valid=1, sem=RESIDUAL + number % plan.out_slots,
-                scratchpad=self._out_slot(number), **self._move_out(tensor, op),
+                scratchpad=self._out_slot(number), **move_out(tensor, op),
             )
             self.residuals += 1
 
@@ -347,17 +346,6 @@ class TileStep:
             fields |= {"table_valid": 1, "table": tables}
         return fields
 
-    @staticmethod
-    def _move_out(tensor: Tensor, op: Op) -> dict[str, int]:
-        """The HBM side and the loops of a move between an output slot and ``tensor``."""
-        first, last = op.segment.groups
-        run, groups = op.pixels[1] - op.pixels[0], last - first
-        move = {"s_stride0": run, "f_stride0": tensor.plane} if groups > 1 else {}
-        if run == tensor.plane:
-            run, groups, move = run * groups, 1, {}
-        far = tensor.base + first * tensor.plane + op.pixels[0]
-        return move | {"far": far, "run": run, "count0": groups, "count1": 1, "count2": 1}
-
     def _store(self, op: Op) -> None:
         signals: list[Signal] = []
         if self.drains + self.plan.out_slots < self.total_drains:
@@ -367,9 +355,9 @@ class TileStep:
             signals += self.emitter.barrier_signal(self.index)
         slot = self._out_slot(self.drains)
         moves = [move for edge, landings in self.step.landings
-                 for move in self._deliveries(op, slot, edge, landings)]
+                 for move in deliveries(op, slot, edge, landings)]
         if self.step.target:
-            moves.append({"scratchpad": slot, **self._move_out(self.step.target, op)})
+            moves.append({"scratchpad": slot, **move_out(self.step.target, op)})
         waits = [(OUT_READY, 1), *self._room(op)]
         if not moves:  # pixels that no reader needs, by its stride
             self.stream.add(Opcode.SYNC, waits, signals, queue=Queue.STORE)
@@ -387,22 +375,3 @@ class TileStep:
             return []
         self.entered = number
         return [(flow.room + number % PIPELINE_SLOTS, flow.readers)]
-
-    @staticmethod
-    def _deliveries(op: Op, slot: int, edge: Edge, landings: list[Landing]):
-        """Moves of a drained op's words to the tiles that read them."""
-        (a, b), (g0, g1) = op.pixels, op.segment.groups
-        for to in landings:
-            first, end = max(a, to.start), min(b, to.end)
-            low, high = max(g0, to.groups[0]), min(g1, to.groups[1])
-            if first >= end or low >= high:
-                continue
-            far = edge.base + (low - to.low) * edge.plane + to.offset + first - to.start
-            yield {
-                "scratchpad": slot + (low - g0) * (b - a) + first - a, "far": far,
-                "run": end - first, "count0": high - low, "count1": 1, "count2": 1,
-                "s_stride0": b - a if high - low > 1 else 0,
-                "f_stride0": edge.plane if high - low > 1 else 0,
-                "rect": encode_rect(to.rect), "to_tiles": 1, "sem_valid": 1,
-                "sem": edge.sem + to.piece,
-            }
