@@ -17,11 +17,10 @@ SUMMED = {BASELINE: 0, THROUGH: 0, ALL: 1, SOME: 3}
 
 
 def _group(
-    name: str, chip: str, kinds: Sequence[str], *, seed: int = 1, settings: tuple[str, ...] = (),
-    **options: Any,
+    name: str, chip: str, kinds: Sequence[str], *, seed: int = 1, **options: Any,
 ) -> list[Case]:
     return [
-        Case(kind, name, name, chip, (*settings, f"hbm.sum_rows={SUMMED[kind]}"),
+        Case(kind, name, name, chip, (f"hbm.sum_rows={SUMMED[kind]}",),
              is_baseline=kind == BASELINE, samples=options["batch"],
              network=partial(embeddings, name, seed, fused=kind != THROUGH, **options))
         for kind in kinds
@@ -56,8 +55,6 @@ def _cases(quick: bool) -> list[Case]:
                 kinds = every if seed == 1 else (BASELINE, SOME)
                 cases += _group(f"{batch} samples, {law}, seed {seed}", "base", kinds, seed=seed,
                                 batch=batch, rows=ROWS, zipf=zipf)
-    cases += _group("32 samples, uniform, address map M1", "base", (BASELINE, SOME), batch=32,
-                    rows=ROWS, settings=("hbm.address_map=M1",))
     cases += _bits("32 samples, uniform, 4 bits", "base", batch=32, rows=ROWS)
     cases += _group("32 samples, one lookup a bag", "base", (*both, SOME), batch=32, rows=ROWS,
                     lookups=(1,) * len(LOOKUPS))

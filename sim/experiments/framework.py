@@ -10,11 +10,12 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from emu.compiler import compile_network
+from emu.compiler import Program, compile_network
 from emu.config import load_config
 from emu.errors import UserError
 from emu.network.layers import Network
@@ -132,11 +133,25 @@ def arrays(counters: Mapping[str, int], tiles: int, cycles: int) -> dict[str, fl
     return {"tiles": tiles, "idle_tiles": round(tiles - inside / cycles, 2)}
 
 
-def _key(case: Case) -> tuple[str, Any]:
+POLICY = ("prefetch.policy=", "prefetch.threshold=")
+"""Settings that only registers see: the program is the same."""
+
+
+@lru_cache(maxsize=1)
+def _compiled(
+    workload: str, make: Callable[[], Network] | None, chip: str, settings: tuple[str, ...]
+) -> Program:
+    network = make() if make else load_network(workload)
+    return compile_network(network, load_config(chip, settings), check=False)
+
+
+def _key(case: Case) -> tuple[str, Program]:
     """(hash of everything that the row depends on, the program)."""
     config = load_config(case.chip, case.settings)
-    network = case.network() if case.network else load_network(case.workload)
-    program = compile_network(network, config, check=False)
+    others = tuple(s for s in case.settings if not s.startswith(POLICY))
+    program = replace(_compiled(case.workload, case.network, case.chip, others), config=config)
+    network = program.network
+    assert network is not None
     key = hashlib.sha256(design_key(config).encode())
     key.update(program.words.tobytes())
     for values in (network.given or {}).values():

@@ -2,6 +2,7 @@
 """The study of weights of 4 bytes, a byte and half a byte."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,18 @@ def _minilm() -> Callable[[Sequence[str], slice], float]:
     scales = calibrate(model)
 
     @cache
-    def task(first: int, end: int | None) -> tuple[Network, NDArray[np.float64]]:
+    def task(first: int, end: int | None) -> tuple[Network, Network, NDArray[np.float64]]:
+        """The network, the same with all layers in 4 bits, the float model's cosines."""
         texts = [text for pair in PAIRS[first:end] for text in pair]
         network = build(model, scales, [model.tokenizer(text) for text in texts])
-        return network, cosines(np.array([model.embed(text) for text in texts]))
+        narrow = precision.with_nibbles(network, list(precision.weighted(network)))
+        return network, narrow, cosines(np.array([model.embed(text) for text in texts]))
 
     def error(names: Sequence[str], part: slice) -> float:
-        network, theirs = task(part.start, part.stop)
-        network = precision.with_nibbles(network, names)
+        network, narrow, theirs = task(part.start, part.stop)
+        layers = tuple(one if one.name in names else layer for layer, one in
+                       zip(network.layers, narrow.layers, strict=True))
+        network = replace(network, layers=layers)
         out = exact(network, network.given or {})["mean"]
         ours = cosines(scales["mean"].real(out[0, :, 0].T))
         return float(np.abs(ours - theirs).mean())

@@ -45,7 +45,7 @@ def _cases(quick: bool) -> list[Case]:
             *((f"{size} KiB a tile pinned" if size else "streamed",
                (f"scratchpad.pinned_kib={size}",)) for size in sizes
               if steps < 64 or size in (0, 96)),  # a minute each, and flat by then
-            ("half of all SRAM at the edge", half),
+            *([("half of all SRAM at the edge", half)] if steps < 64 else []),
         )
     ]
     cases += _modes(quick)
@@ -68,7 +68,7 @@ def _modes(quick: bool) -> list[Case]:
     return _points("base", 96, [
         (WIDTHS, 1, 1, some), (WIDTHS, 1, 4, some), (WIDTHS, 1, 16, every), (WIDTHS, 1, 64, some),
         (WIDTHS, 64, 1, every), (WIDTHS, 64, 4, every), (WIDTHS, 64, 16, some),
-        (WIDTHS, 256, 4, every), (NARROW, 1024, 4, every),
+        (WIDTHS, 256, 4, (*some, "edge", "weight-streaming")), (NARROW, 1024, 4, every),
         (UNEVEN, 64, 1, some), (UNEVEN, 64, 16, some),
     ])
 

@@ -95,7 +95,6 @@ def _fusion_case(network: str, chip: str, kib: int, room: int | None, fused: boo
 ROOMS = {
     ("resnet50", 256): (None, 16, 64, 0),
     ("mobilenetv2", 64): (None, 0),
-    ("mobilenetv2", 128): (None, 0),
     ("mobilenetv2", 256): (None, 16, 32, 64, 0),
 }
 """Of each network and scratchpad in KiB. With half of it `resnet50` fetches weights again and again
