@@ -107,15 +107,17 @@ def _plain_names(text: str) -> str:
 def _scan(text: str, design: Design) -> None:
     """Record counters and hierarchy of the RTLIL ``text``."""
     module = ""
-    for line in text.splitlines():
-        if match := re.match(r"module \\(\S+)", line):
-            module = match[1]
+    lines = rf"^module \\(\S+)|^  wire .*\\({PREFIX}\w+)$|^  cell \\(\S+) \\(\S+)"
+    for match in re.finditer(lines, text, re.M):
+        name, counter, kind, instance = match.groups()
+        if name:
+            module = name
             design.counters[module] = []
             design.children[module] = []
-        elif match := re.match(rf"  wire .*\\({PREFIX}\w+)$", line):
-            design.counters[module].append(match[1])
-        elif match := re.match(r"  cell \\(\S+) \\(\S+)", line):
-            design.children[module].append((match[2], match[1]))
+        elif counter:
+            design.counters[module].append(counter)
+        else:
+            design.children[module].append((instance, kind))
 
 
 def _scan_top(text: str, design: Design) -> None:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,22 @@ def design_key(config: Config) -> str:
     prefetch policies registered from elsewhere elaborate to.
     """
     key = hashlib.sha256(hardware_key(config).model_dump_json().encode())
-    key.update(registered_logic().encode())
+    key.update(registered_logic().encode() + _sources())
+    for name in ("amaranth", "pyosys"):
+        key.update(version(name).encode())
+    return key.hexdigest()[:20]
+
+
+@cache
+def _sources() -> bytes:
+    """Hash of the sources of `emu` and `hdl`: those that this process has loaded, so read once."""
+    key = hashlib.sha256()
     for package in (emu, hdl):
         root = Path(next(iter(package.__path__)))
         for path in sorted(root.rglob("*")):
             if path.suffix in (".py", ".v", ".vlt"):
                 key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    for name in ("amaranth", "pyosys"):
-        key.update(version(name).encode())
-    return key.hexdigest()[:20]
+    return key.digest()
 
 
 def design_of(config: Config) -> Design:

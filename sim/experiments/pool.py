@@ -13,8 +13,10 @@ from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
+from emu.config import load_config
 from emu.errors import UserError
 from sim.errors import RunError
+from sim.execute import hardware_key
 from sim.experiments.framework import Experiment, Progress, row_of
 
 Job = tuple[str, int | None]
@@ -36,13 +38,33 @@ def made(names: Sequence[str], quick: bool, jobs: int, progress: Progress) -> di
     found: dict[str, Made] = {name: ([], []) for name in names}
     if min(jobs, len(work)) == 1:
         return _gathered(found, work, (_make(job, quick, progress) for job in work))
-    # What a study measures by itself takes longest: it is begun with.
-    order = sorted(range(len(work)), key=lambda i: work[i][1] is not None)
     results: dict[int, Made] = {}
     with _Workers(min(jobs, len(work))) as workers:
-        for number, result in workers.results([(i, work[i]) for i in order], quick, progress):
+        for number, result in workers.results(_ordered(work, quick), quick, progress):
             results[number] = result
     return _gathered(found, work, (results[i] for i in range(len(work))))
+
+
+def _ordered(work: Sequence[Job], quick: bool) -> list[tuple[int, Job]]:
+    """Numbers and jobs: first one of each machine, so that builds run side by side and nobody waits
+    for another's; then what a study measures by itself, which takes longest; then the others."""
+    seen: set[str] = set()
+
+    def rank(job: Job) -> int:
+        name, index = job
+        if index is None:
+            return 1
+        case = _cases(name, quick)[index]
+        try:
+            machine = hardware_key(load_config(case.chip, case.settings)).model_dump_json()
+        except UserError:  # which the case's turn reports
+            return 2
+        new = machine not in seen
+        seen.add(machine)
+        return 0 if new else 2
+
+    ranks = [rank(job) for job in work]
+    return [(i, work[i]) for i in sorted(range(len(work)), key=ranks.__getitem__)]
 
 
 def _gathered(found: dict[str, Made], work: Sequence[Job], results: Iterator[Made]):

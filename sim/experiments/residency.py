@@ -45,7 +45,7 @@ def _cases(quick: bool) -> list[Case]:
             *((f"{size} KiB a tile pinned" if size else "streamed",
                (f"scratchpad.pinned_kib={size}",)) for size in sizes
               if steps < 64 or size in (0, 96)),  # a minute each, and flat by then
-            *([("half of all SRAM at the edge", half)] if steps < 64 else []),
+            ("half of all SRAM at the edge", half),
         )
     ]
     cases += _modes(quick)
