@@ -5,7 +5,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from emu.config import SEGMENT_WORDS, Config
+from emu.config import SEGMENT_WORDS
 from hdl.counter import count
 from hdl.move_loops import LENGTH_BITS, MoveCommand, MoveLoops, Side
 from hdl.packets import ADDRESS_BITS, SPAD_BITS, HbmRequest, Kind
@@ -20,10 +20,6 @@ class LoadEngine(wiring.Component):
     done when its last request has been taken; one that moves nothing is done at once, in order.
     Counters: ``words`` requested, ``refused`` cycles.
 
-    Parameters
-    ----------
-    config: The machine; of it only ``hbm.sum_rows`` is used.
-
     Members
     -------
     x, y: This tile: the source that answers name.
@@ -35,8 +31,7 @@ class LoadEngine(wiring.Component):
     busy: A command is in the engine.
     """
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self):
         super().__init__(
             {
                 "x": In(4),
@@ -52,8 +47,7 @@ class LoadEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        sums = self._config.hbm.sum_rows > 0
-        m.submodules.loops = loops = MoveLoops(sums=sums)
+        m.submodules.loops = loops = MoveLoops(sums=True)
         connect(m, wiring.flipped(self.command), loops.command)
         connect(m, loops.read, wiring.flipped(self.read))
 
@@ -63,12 +57,9 @@ class LoadEngine(wiring.Component):
         fits, nothing, taken, finish = Signal(), Signal(), Signal(), Signal()
         absent = Signal()
         request, row = self.request.payload, Signal(3)
-        if sums:
-            m.d.comb += [
-                request.reply.kind.eq(Mux(row[2], Kind.SUM, Kind.DATA)),
-                request.reply.block.eq(Mux(row[2], row[:2], 0)),
-            ]
         m.d.comb += [
+            request.reply.kind.eq(Mux(row[2], Kind.SUM, Kind.DATA)),
+            request.reply.block.eq(Mux(row[2], row[:2], 0)),
             room.eq(SEGMENT_WORDS - far[:4]),
             fits.eq(left <= room),
             words.eq(Mux(fits, left[:5], room)),
@@ -96,8 +87,7 @@ class LoadEngine(wiring.Component):
                 run = loops.o.payload
                 m.d.sync += [near.eq(run.near), far.eq(run.far), left.eq(run.length)]
                 m.d.sync += [end.eq(run.end), side.eq(run.side), absent.eq(run.absent)]
-                if sums:
-                    m.d.sync += row.eq(Cat(run.close, run.int4, run.sum))
+                m.d.sync += row.eq(Cat(run.close, run.int4, run.sum))
         with m.Elif(taken):
             m.d.sync += [near.eq(near + words), far.eq(far + words), left.eq(left - words)]
         m.d.sync += self.done.eq(finish & end)

@@ -120,7 +120,7 @@ class RequestPort(wiring.Component):
         ports = [getattr(self, f"request_{name}") for name in REQUESTERS]
         chosen, room, transfer = Signal(HbmRequest), Signal(), Signal()
         words, waiting = Signal(range(SEGMENT_WORDS + 1)), Signal()
-        pace, coming, gap = Signal(range(SEGMENT_WORDS)), Signal(6), chosen.last
+        pace, coming = Signal(range(SEGMENT_WORDS)), Signal(6)
         blocks, offered, quiet = self.request_blocks, Signal(), Signal()
         of_blocks = Signal.like(self.in_flight)
         with m.If((transfer & blocks.ready) | self.arrived_block):
@@ -158,18 +158,16 @@ class RequestPort(wiring.Component):
             flit.reply.eq(chosen.reply),
             flit.dest.eq(channel_map.dest),
         ]
-        if self._config.hbm.sum_rows:
-            is_sum, (close, int4) = chosen.reply.kind == Kind.SUM, chosen.reply.block[:2]
-            gap = Mux(is_sum, 0, gap)
-            with m.If(is_sum):  # only sums come back: two words, or four, for each
-                m.d.comb += coming.eq(Mux(close, Mux(int4, words << 2, words << 1), 0))
+        is_sum, (close, int4) = chosen.reply.kind == Kind.SUM, chosen.reply.block[:2]
+        with m.If(is_sum):  # only sums come back: two words, or four, for each
+            m.d.comb += coming.eq(Mux(close, Mux(int4, words << 2, words << 1), 0))
         with m.If(transfer | self.arrived):
             m.d.sync += self.in_flight.eq(
                 self.in_flight + Mux(transfer, coming, 0) - self.arrived
             )
         if self._config.prefetch.paced:
             with m.If(transfer):
-                m.d.sync += pace.eq(gap)
+                m.d.sync += pace.eq(Mux(is_sum, 0, chosen.last))
             with m.Elif(pace != 0):
                 m.d.sync += pace.eq(pace - 1)
         m.d.comb += self.stalled.eq(waiting & ~room)

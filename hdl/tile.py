@@ -83,7 +83,7 @@ class Tile(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores(waiters=QUEUES)
         m.submodules.network = network = NetworkInterface(config)
         m.submodules.sequencer = sequencer = Sequencer(config)
-        load, store, vector = LoadEngine(config), StoreEngine(config), VectorEngine(config)
+        load, store, vector = LoadEngine(), StoreEngine(config), VectorEngine(config)
         m.submodules.blocks = blocks = ParameterStore(config)
         m.submodules.compute = compute = ComputeEngine(config)
         m.submodules.vector = vector

@@ -139,7 +139,8 @@ def _group(workload: str, chip: str, copies: Sequence[int], mixed: bool) -> list
 def _cases(quick: bool) -> list[Case]:
     if quick:
         # All layers of digits in int4 are as many cycles once more: half of all that this takes.
-        return [*_group("digits", "small", (), True)[:2], *_group("tiny.decode", "small", (4,), False),
+        return [*_group("digits", "small", (), True)[:2],
+                *_group("tiny.decode", "small", (4,), False),
                 *_group("tiny.conv3x3", "small", (), False)]
     cases = [*_group(SOME_BLOCKS, "base", (2, 4), False),
              *_group("digits", "base", (4,), True)]

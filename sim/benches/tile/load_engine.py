@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load engine: the requests of random commands against the golden list, and their rate."""
 
-import os
-
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
-from emu.config import load_config
 from emu.golden_move import load_requests, moved_words
 from emu.isa import ABSENT, Opcode
 from hdl.load_engine import LoadEngine
@@ -25,10 +22,7 @@ from sim.benches.tile._moves import (
 )
 from sim.streams import Sink, Source
 
-VARIANTS = {
-    "base": lambda: LoadEngine(load_config()),
-    "sums": lambda: LoadEngine(load_config("base", ["hbm.sum_rows=1"])),
-}
+VARIANTS = {"base": LoadEngine}
 
 
 def random_sum(rng):
@@ -78,7 +72,7 @@ async def random(dut, p_idle, p_stall, p_gather):
     commands, expected, ends, words = [], [], [], 0
     for _ in range(40):
         fields = random_command(rng, gather=rng.random() < p_gather)
-        if os.environ["HEADRACE_VARIANT"] == "sums" and rng.random() < 0.4:
+        if rng.random() < 0.4:
             fields = random_sum(rng)
         numbers = random_list(rng, fields["count2"]) if fields["gather"] else None
         absent = 0
