@@ -5,7 +5,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
-from emu.config import BLOCK_WORDS, Config
+from emu.config import BLOCK_TILES, BLOCK_WORDS, Config
 from emu.isa import Opcode
 from hdl.clock_gate import gate
 from hdl.counter import count
@@ -49,9 +49,9 @@ class BlockTable(wiring.Component):
 
     Counters: ``lookups`` = ``hits`` (complete) + ``late`` (on their way) + ``misses`` (absent; in a
     leader these are the demand fetches); ``stall_cycles`` in which a lookup waits for its block;
-    ``fetched_blocks``, ``fetched_words``, of them ``prefetched_blocks``; of those ``useful``
-    (complete at first lookup), ``used_prefetched`` (looked up at all), ``useless`` (replaced or
-    forgotten before use).
+    ``fetched_blocks``, ``fetched_words``, of them ``prefetched_blocks``, ``prefetched_words``; of
+    those ``useful``, ``useful_words`` (complete at first lookup), ``used_prefetched``,
+    ``used_prefetched_words`` (looked up at all), ``useless`` (replaced or forgotten before use).
 
     Members
     -------
@@ -245,10 +245,16 @@ class BlockTable(wiring.Component):
         count(m, "late", check & first & present & ~complete)
         m.d.sync += self.urgent.eq((check & ~complete) | (unit.unused <= 1))
         count(m, "stall_cycles", check & ~complete)
+        used, words, owner = Signal(), Signal(9), port.owner
+        last = request.payload.block + 1 == owner.blocks
+        m.d.comb += [
+            used.eq(frames.touch & fresh),
+            words.eq((Mux(last, owner.last_tiles, BLOCK_TILES - 1) + 1) * owner.tile_words),
+        ]
         count(m, "useful", hit & fresh)
-        used = Signal()
-        m.d.comb += used.eq(frames.touch & fresh)
+        count(m, "useful_words", Mux(hit & fresh, words, 0))
         count(m, "used_prefetched", used)
+        count(m, "used_prefetched_words", Mux(used, words, 0))
         self._used = used
         return check & ~port.described
 
@@ -293,6 +299,7 @@ class BlockTable(wiring.Component):
         count(m, "useless", wasted | frames.wasted)
         words = (tiles + 1) * unit.block.payload.tile_words
         count(m, "fetched_words", Mux(unit.fill, words, 0))
+        count(m, "prefetched_words", Mux(ahead, words, 0))
 
 
 class ParameterStore(wiring.Component):

@@ -174,6 +174,9 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
     prefetched = counters.total(r"blocks\.table\.prefetched_blocks")
     used = counters.total(r"blocks\.table\.used_prefetched")
     useful = counters.total(r"blocks\.table\.useful")
+    ahead_words, used_words, useful_words = (
+        counters.total(rf"blocks\.table\.{name}_words")
+        for name in ("prefetched", "used_prefetched", "useful"))
     roofline = {name: int(value) for name, value in program.roofline.items()}
     seconds = max(simulated["run_seconds"], 1e-9)
     return {
@@ -196,6 +199,9 @@ def measure(program: Program, simulated: Mapping[str, Any], workload: str) -> di
         "stalls": {cause: counters.total(pattern) for cause, pattern in STALLS.items()},
         "prefetch": {
             "useful": useful, "late": used - useful, "useless": prefetched - used,
+            "bytes": {"useful": WORD_BYTES * useful_words,
+                      "late": WORD_BYTES * (used_words - useful_words),
+                      "useless": WORD_BYTES * (ahead_words - used_words)},
         },
         **({"storage": storage} if storage else {}),
         "counters": dict(simulated["counters"]),

@@ -35,7 +35,10 @@ def run_tables(result: Mapping[str, Any]) -> list[Table]:
     head.add_row("fraction of the roofline", f"{_percent(result['roofline_fraction'])} ({bound})")
     head.add_row("MAC utilisation", _percent(result["mac_utilisation"]))
     head.add_row("HBM utilisation", _percent(result["hbm_utilisation"]))
-    head.add_row("prefetch", ", ".join(f"{k} {v:,}" for k, v in result["prefetch"].items()))
+    blocks = result["prefetch"]
+    head.add_row("blocks fetched ahead", ", ".join(
+        f"{kind} {blocks[kind]:,} ({moved / 1024:,.0f} KiB)"
+        for kind, moved in blocks["bytes"].items()))
     if "storage" in result:
         pages = result["storage"]
         head.add_row("pages from storage", ", ".join(

@@ -12,7 +12,8 @@ from hdl.packets import layout
 
 Descriptor = layout(isa.LAYER)
 Owner = data.StructLayout(
-    {"first_block": 12, "blocks": 12, "shared": 1, "leader_x": 4, "leader_y": 4}
+    {"first_block": 12, "blocks": 12, "shared": 1, "leader_x": 4, "leader_y": 4,
+     "last_tiles": 4, "tile_words": 5}
 )
 """The part of a descriptor that lookups and releases need."""
 
@@ -66,7 +67,7 @@ class LayerTable(wiring.Component):
             self.layer_pinned.eq(pinned.bit_select(self.layer, 1)),
             self.child_described.eq(described.bit_select(self.o.child, 1)),
         ]
-        for name in ("first_block", "blocks", "leader_x", "leader_y"):
+        for name in ("first_block", "blocks", "leader_x", "leader_y", "last_tiles", "tile_words"):
             m.d.comb += owner_write.data[name].eq(self.descriptor[name])
         for port in (self.lookup, self.release):
             reader = owners.read_port(domain="comb")

@@ -71,11 +71,15 @@ def _prefetch_cases(quick: bool) -> list[Case]:
 def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = [f"{group}: {case} takes {ratio:.3f} of double_buffer's cycles"
              for group, case, ratio in compared(rows, _cycles)]
-    useless = [f"{row['group']}, {row['case']}: {row['prefetch']['useless']} useless blocks"
-               for row in rows if row["prefetch"]["useless"]]
+    for row in rows:
+        useful, late, useless = (row["prefetch"]["bytes"][k] for k in ("useful", "late", "useless"))
+        found.append(f"{row['group']}: {row['case']}: fetched ahead {useful:,} bytes that came in "
+                     f"time, {late:,} late, {useless:,} useless")
+    wasted = [f"{row['group']}, {row['case']}: {row['prefetch']['useless']} useless blocks"
+              for row in rows if row["prefetch"]["useless"]]
     read = [f"{group}: {case} reads {ratio:.4f} of double_buffer's HBM bytes"
             for group, case, ratio in compared(rows, _hbm) if abs(ratio - 1) > 1e-4]
-    return found + (useless or ["no policy fetched a block that was not used"]) + (
+    return found + (wasted or ["no policy fetched a block that was not used"]) + (
         read or ["HBM bytes are equal under all policies: prefetching hides latency only"])
 
 

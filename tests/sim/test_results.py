@@ -30,7 +30,8 @@ SCHEMA = {
     "roofline": {"compute": COUNT, "hbm": COUNT, "inbound": COUNT},
     "roofline_fraction": RATIO,
     "stalls": dict,
-    "prefetch": {"useful": COUNT, "late": COUNT, "useless": COUNT},
+    "prefetch": {"useful": COUNT, "late": COUNT, "useless": COUNT,
+                 "bytes": {"useful": COUNT, "late": COUNT, "useless": COUNT}},
     "counters": dict,
     "host": {
         "simulator": TEXT, "build_seconds": RATIO, "run_seconds": RATIO,

@@ -290,6 +290,11 @@ class World:
             ahead, used = (self.counter(t, n) for n in ("prefetched_blocks", "used_prefetched"))
             assert ahead <= fetched and self.counter(t, "useful") <= used <= ahead
             assert self.counter(t, "useless") <= ahead - used
+            sizes = [self.counter(t, f"{name}_words") for name in (
+                "useful", "used_prefetched", "prefetched", "fetched")]
+            assert sizes == sorted(sizes)
+            assert used != ahead or sizes[1] == sizes[2]  # each first use is of its own length
+            assert ahead != fetched or sizes[2] == sizes[3]
             total += fetched
         assert total == len(self.fetched)
         words = sum(self.length(*block) for block in self.fetched)
