@@ -74,7 +74,8 @@ def _prefetch_findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         useful, late, useless = (row["prefetch"]["bytes"][k] for k in ("useful", "late", "useless"))
         found.append(f"{row['group']}: {row['case']}: fetched ahead {useful:,} bytes that came in "
-                     f"time, {late:,} late, {useless:,} useless")
+                     f"time, {late:,} late, {useless:,} useless; tiles waited "
+                     f"{row['stall_cycles']['block']:,} cycles for blocks")
     wasted = [f"{row['group']}, {row['case']}: {row['prefetch']['useless']} useless blocks"
               for row in rows if row["prefetch"]["useless"]]
     read = [f"{group}: {case} reads {ratio:.4f} of double_buffer's HBM bytes"
