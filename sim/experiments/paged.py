@@ -60,8 +60,6 @@ def cases(quick: bool) -> list[Case]:
         return found
     add("5,000 cycles, 16 B a cycle, half of the pages fit", workload, network, POLICIES, TOKENS,
         cache_pages=few, **quicker)
-    add("5,000 cycles, 16 B a cycle, random frames", workload, network, POLICIES[2:4], TOKENS,
-        cache_pages=few, replacement="random", **quicker)
     add("5,000 cycles, 16 B a cycle, all pages fit", workload, network,
         ("run_ahead", "demand", "next_layer", "oracle", ""), TOKENS, cache_pages=most, **quicker)
     add("5,000 cycles, 16 B a cycle, 2 of 8 experts", "one token, experts of 256 x 512",

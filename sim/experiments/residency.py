@@ -62,13 +62,16 @@ def _modes(quick: bool) -> list[Case]:
     """Perceptrons: what is kept where, by tokens of a step and steps. A pipeline and its rivals
     at many steps, the others where they are not minutes."""
     some = ("streamed", "retained", "pipeline", GROUPS)
+    pipelines = ("streamed", "pipeline", GROUPS)
     every = (*some, "edge", "weight-streaming", "activation-streaming")
     if quick:
         return _points("small", 8, [((64, 96, 64), 8, 2, every)])
     return _points("base", 96, [
-        (WIDTHS, 1, 1, some), (WIDTHS, 1, 4, some), (WIDTHS, 1, 16, every), (WIDTHS, 1, 64, some),
+        (WIDTHS, 1, 1, some), (WIDTHS, 1, 4, some), (WIDTHS, 1, 16, every),
+        (WIDTHS, 1, 64, pipelines),
         (WIDTHS, 64, 1, every), (WIDTHS, 64, 4, every), (WIDTHS, 64, 16, some),
-        (WIDTHS, 256, 4, (*some, "edge", "weight-streaming")), (NARROW, 1024, 4, every),
+        (WIDTHS, 256, 4, ("streamed", "retained", "edge", "weight-streaming")),
+        (NARROW, 1024, 4, every),
         (UNEVEN, 64, 1, some), (UNEVEN, 64, 16, some),
     ])
 
