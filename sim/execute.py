@@ -5,19 +5,16 @@
 or policies under one workload.
 """
 
-import hashlib
 import itertools
 import json
 import math
-import os
 import resource
 import shlex
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import emu
-import hdl
 from emu.compiler import Program, compile_network
 from emu.config import Config, load_config
 from emu.errors import UserError
@@ -34,11 +29,10 @@ from emu.network import trained
 from emu.network.golden import Golden, evaluate, load_inputs, qdq_mismatches, random_inputs
 from emu.network.layers import Network
 from emu.network.workloads import load_network
-from hdl.chip import TOP, Chip
 from hdl.prefetch.registry import policy_number, registered_logic, source_file
-from hdl.verilog import Design, generate
 from sim import doctor, paging, runner, sampler
-from sim.cache import alone, cache_home
+from sim.cache import cache_home
+from sim.designs import design_of
 from sim.errors import ConservationError, RunError
 from sim.files import check_cache, check_writable, npz, write
 from sim.measure import measure
@@ -60,68 +54,6 @@ class Options:
     keep: str | None = None
     profile: str | None = None
     """File for samples of where the simulation's time goes, see `sim.profile`."""
-
-
-def hardware_key(config: Config) -> Config:
-    """``config`` without what only the compiler or the policy registers see.
-
-    Two configurations of one key share a build.
-    """
-    prefetch = config.prefetch.model_copy(
-        update={"policy": "demand", "threshold": 0, "depth": 1, "experts": "distinct",
-                "expert_slots": 1, "experts_ahead": "none"}
-    )
-    mesh = config.mesh.model_copy(update={"multicast": True})
-    scratchpad = config.scratchpad.model_copy(update={
-        "resident": True, "resident_kib": 0, "pinned_kib": 0})
-    core = config.core.model_copy(update={"packed_weights": True})
-    hbm = config.hbm.model_copy(update={"sum_rows": min(config.hbm.sum_rows, 1)})
-    shape = {name: getattr(config.storage, name)
-             for name in ("enabled", "page_kib", "pages", "queue")}
-    storage = type(config.storage)(**shape) if shape["enabled"] else type(config.storage)()
-    return config.model_copy(update={
-        "name": "chip", "storage": storage, "prefetch": prefetch, "mesh": mesh,
-        "scratchpad": scratchpad, "core": core, "hbm": hbm, "mapping": type(config.mapping)(),
-        "clock": type(config.clock)()})
-
-
-def design_key(config: Config) -> str:
-    """Hash of everything that the chip's Verilog depends on.
-
-    That is the configuration, the sources of `emu` and `hdl`, the tools' versions, and what
-    prefetch policies registered from elsewhere elaborate to.
-    """
-    key = hashlib.sha256(hardware_key(config).model_dump_json().encode())
-    key.update(registered_logic().encode() + _sources())
-    for name in ("amaranth", "pyosys"):
-        key.update(version(name).encode())
-    return key.hexdigest()[:20]
-
-
-@cache
-def _sources() -> bytes:
-    """Hash of the sources of `emu` and `hdl`: those that this process has loaded, so read once."""
-    key = hashlib.sha256()
-    for package in (emu, hdl):
-        root = Path(next(iter(package.__path__)))
-        for path in sorted(root.rglob("*")):
-            if path.suffix in (".py", ".v", ".vlt"):
-                key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return key.digest()
-
-
-def design_of(config: Config) -> Design:
-    """The chip's Verilog, generated once per `design_key`: it takes seconds, so it is kept beside
-    the builds."""
-    path = cache_home() / f"verilog-{design_key(config)}.json"
-    if not path.exists():
-        with alone(path):
-            if not path.exists():  # by now another process may have made it
-                design = generate(Chip(config), TOP)
-                temporary = path.with_suffix(f".{os.getpid()}")
-                temporary.write_text(json.dumps(asdict(design)))
-                temporary.replace(path)
-    return Design(**json.loads(path.read_text()))
 
 
 def _simulate(

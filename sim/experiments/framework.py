@@ -22,7 +22,8 @@ from emu.network.layers import Network
 from emu.network.workloads import load_network
 from emu.planner import place
 from sim.cache import cache_home
-from sim.execute import Options, design_key, run
+from sim.designs import design_key
+from sim.execute import Options, run
 from sim.files import check_cache, check_writable, write
 from sim.measure import Counters, array_cycles, array_passes
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from emu.config import load_config
 from emu.errors import UserError
+from sim.designs import hardware_key
 from sim.errors import RunError
-from sim.execute import hardware_key
 from sim.experiments.framework import Experiment, Progress, row_of
 
 Job = tuple[str, int | None]

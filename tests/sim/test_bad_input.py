@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sim import doctor, execute, runner
+from sim import designs, doctor, execute, runner
 from sim.cli import main
 from tests.emu import network_models as models
 
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "build", built)
-    monkeypatch.setattr(execute, "generate", built)
+    monkeypatch.setattr(designs, "generate", built)
     monkeypatch.setattr("hdl.product.generate", built)
     for name, text in {
         "unknown.toml": "[mesh]\nrows = 2\ncolumns = 2\n",

@@ -11,7 +11,7 @@ from emu.config import load_config
 from hdl.prefetch import registry
 from hdl.prefetch.registry import POLICIES
 from sim.cli import main
-from sim.execute import design_key
+from sim.designs import design_key
 
 ROOT = Path(__file__).resolve().parents[2]
 PRINTS = {

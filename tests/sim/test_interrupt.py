@@ -16,7 +16,8 @@ import pytest
 
 from emu.config import load_config
 from sim.cache import cache_home
-from sim.execute import design_key, design_of, run
+from sim.designs import design_key, design_of
+from sim.execute import run
 from sim.interrupt import call, descendants, stopping
 
 pytestmark = [

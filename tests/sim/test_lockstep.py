@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 from emu.config import load_config
 from hdl.verilog import feedthrough, generate
 from sim import lockstep, runner
-from sim.execute import Options, design_of, run
+from sim.designs import design_of
+from sim.execute import Options, run
 
 
 class Through(wiring.Component):

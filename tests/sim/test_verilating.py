@@ -5,7 +5,7 @@ import pytest
 
 from emu.config import load_config
 from sim import lockstep
-from sim.execute import design_of
+from sim.designs import design_of
 from sim.runner import build, stepped
 from sim.verilating import _below, control_file
 
